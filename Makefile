@@ -1,0 +1,61 @@
+# Every target does its own set-up: `make test` in a fresh clone is enough.
+#
+# The set-up takes packages from wherever your pip is configured to take them. On Linux, a plain `torch` brings CUDA with
+# it (several GB). For the CPU build instead, point pip at an index that carries it, for instance with PIP_INDEX_URL or
+# PIP_EXTRA_INDEX_URL, before the first `make`: constraints.txt pins the version, and both builds satisfy it.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PINS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test check docs bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
+		printf '  make %-11s %s\n' "$$name" "$$text"; done
+
+quickstart: $(VENV)/.stamp-run ## distil a real model on real sentences, and open with the report (ARGS="evaluate.seeds=3")
+	$(BIN)/potstill run reviews $(ARGS)
+	@echo "Report: $(CURDIR)/runs/reviews/report.html"
+
+test: $(VENV)/.stamp ## run the tests (ARGS="-k losses", ARGS="-m 'not slow'")
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.stamp ## lint, formatting and types
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy --strict src
+
+docs: $(VENV)/.stamp ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # not --quiet: it would silence the warnings that --strict counts
+	@echo "Documentation: $(CURDIR)/site/index.html"
+
+bench: $(VENV)/.stamp-run ## time one training step beside a hand-written loop
+	$(BIN)/python benchmarks/step.py $(ARGS)
+
+clean: ## remove what tools left behind; keeps .venv and runs/
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One environment, two stamps: what a run needs, and on top of it what the developers' targets need. torch comes first
+# and alone, since it is the largest by far: if its download breaks off, nothing else is half installed.
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "potstill needs Python 3.11 or newer; got $$($(PYTHON) --version). Try: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.stamp-run: $(PINS) | $(BIN)/python
+	@echo "Installing into $(VENV); the first time this takes a few minutes."
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) --editable '.[onnx]'
+	@touch $@
+
+$(VENV)/.stamp: $(VENV)/.stamp-run
+	$(PIP) --editable '.[onnx,dev]'
+	@touch $@

@@ -1,0 +1,65 @@
+"""`observe`: one forward pass of a model, and what was asked for as `Knowledge`.
+
+Each model gets its own inputs out of the batch, chosen by the signature of its forward: a BERT teacher sees the
+`token_type_ids` that its DistilBERT student does not take.
+"""
+
+import inspect
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from potstill.checks import problem
+from potstill.errors import ModelError
+from potstill.knowledge.taps import tapped
+from potstill.knowledge.types import Knowledge, Needs
+
+TARGETS = ("labels", "label", "label_ids")
+
+
+@lru_cache(maxsize=64)
+def _parameters(model_class: type) -> frozenset[str]:
+    return frozenset(inspect.signature(model_class.forward).parameters) - set(TARGETS)  # type: ignore[attr-defined]
+
+
+def inputs_for(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a batch this model's forward takes. Labels are never passed on: the objective computes the loss."""
+    known = _parameters(type(model))
+    return {name: value for name, value in batch.items() if name in known}
+
+
+class Observer:
+    """A model and what is asked of it; call it with a batch. The model's mode and gradients are the caller's business."""
+
+    def __init__(self, model: PreTrainedModel, needs: Needs) -> None:
+        self.model = model
+        self.needs = needs
+
+    def __call__(self, batch: Mapping[str, Any]) -> Knowledge:
+        """Run the model once on a batch and return what was asked for."""
+        with tapped(self.model, self.needs) as found:
+            output = self.model(**inputs_for(self.model, batch))
+        for kind in ("hidden", "attention", "queries", "keys", "values"):
+            missing = getattr(self.needs, kind) - found.get(kind, {}).keys()
+            if missing:
+                raise ModelError(
+                    problem(
+                        f"{type(self.model).__name__} gave no {kind} for layers {sorted(missing)}",
+                        follows="A loss on them would silently be zero",
+                        do="Check the layer numbers; a compiled model or a kernel of its own hides them from the taps",
+                    )
+                )
+        mask = batch.get("attention_mask")
+        return Knowledge(
+            logits=output.logits if self.needs.logits else None,
+            mask=mask.bool() if isinstance(mask, Tensor) else None,
+            **found,
+        )
+
+
+def observe(model: PreTrainedModel, batch: Mapping[str, Any], needs: Needs) -> Knowledge:
+    """One forward pass of `model` on `batch`, giving the `needs` as `Knowledge`."""
+    return Observer(model, needs)(batch)

@@ -1,0 +1,34 @@
+"""Every loss: a pure function of tensors, `f(student, teacher, *, mask=None, ...)`, one value a position.
+
+Decisions:
+- This namespace is the registry: a term's `loss: hidden_mse` is the function of that name in `__all__`. One file is one
+  family (`labels`, `logits`, `hidden`, `attention`, `relation`), and says what knowledge the loss compares.
+- Nothing is reduced here; that is `potstill.reduce.masked_mean`, with the same mask.
+- A KL is a true KL (0 when both are equal), T^2 is inside the loss, softmax and divergence are in float32 (in float64
+  when the inputs are), under autocast too.
+- `mask` [*] is true (or not 0) where a position counts. Masked positions come back as 0 and get a gradient of exactly
+  0, whatever stands in them, NaN too; where positions look at each other (attention, relations), they are no keys.
+- Shapes are never broadcast. B batch, S sequence, V vocabulary or classes, D width, H heads. `_t` marks the teacher's
+  own letter: that it equals the student's is checked in the body, so that a user gets a `ShapeError` that names both.
+- The teacher is not detached here: who observes it does that once (no gradient is kept for it).
+"""
+
+from potstill.losses.attention import attention_kl, attention_mse
+from potstill.losses.hidden import hidden_cosine, hidden_mse
+from potstill.losses.labels import binary_cross_entropy, cross_entropy, squared_error
+from potstill.losses.logits import binary_kl_divergence, kl_divergence, logit_mse
+from potstill.losses.relation import relation_kl
+
+__all__ = [
+    "attention_kl",
+    "attention_mse",
+    "binary_cross_entropy",
+    "binary_kl_divergence",
+    "cross_entropy",
+    "hidden_cosine",
+    "hidden_mse",
+    "kl_divergence",
+    "logit_mse",
+    "relation_kl",
+    "squared_error",
+]

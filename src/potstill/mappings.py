@@ -1,0 +1,275 @@
+"""Layer maps: which teacher layer teaches which student layer. Pure integers, validated.
+
+Decisions:
+- Layers are numbered from 0. The embedding output is `EMBEDDINGS`, written "embeddings" by users; no negative number is
+  taken from them, since -1 could also mean the last layer.
+- A map that doesn't divide (12 to 5) is rounded by a stated rule, half up, and never floored: floored, the top layer of
+  the teacher would teach nobody, in silence.
+- Several student layers may learn from one teacher layer, and in any order, when the pairs are explicit; a student
+  layer learns from one only.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from potstill.checks import problem, unknown_name
+from potstill.errors import MappingError
+
+EMBEDDINGS = -1
+"""The number of the embedding output inside a layer map."""
+
+Pairs = tuple[tuple[int, int], ...]
+"""(student layer, teacher layer), by student layer."""
+
+
+def uniform(student_layers: int, teacher_layers: int) -> Pairs:
+    """Evenly spaced, the last layers meeting: the usual choice.
+
+    teacher layer of i = round_half_up((i + 1) * T / S) - 1, strictly increasing; 12 to 5 gives 1, 4, 6, 9, 11
+
+    Args:
+        student_layers: S, at least 1.
+        teacher_layers: T, at least S.
+
+    Raises:
+        MappingError: no layers, or a teacher with fewer than the student.
+
+    References:
+        Jiao et al.: TinyBERT, 2020, https://arxiv.org/abs/1909.10351 (for S that divides T)
+
+    Prefer `skip` where the logits teach the last layer anyway, `last` for relations of a deep teacher.
+    """
+    _require_deeper_teacher("uniform", student_layers, teacher_layers)
+    return tuple(
+        (i, (2 * (i + 1) * teacher_layers + student_layers) // (2 * student_layers) - 1) for i in range(student_layers)
+    )
+
+
+def first(student_layers: int, teacher_layers: int) -> Pairs:
+    """The teacher's first layers: i learns from i. Raises `MappingError` as `uniform` does.
+
+    Prefer it where the student is made of the teacher's first layers.
+    """
+    _require_deeper_teacher("first", student_layers, teacher_layers)
+    return tuple((i, i) for i in range(student_layers))
+
+
+def last(student_layers: int, teacher_layers: int) -> Pairs:
+    """The teacher's last layers: i learns from T - S + i. Raises `MappingError` as `uniform` does.
+
+    References:
+        Sun, Cheng, Gan, Liu: Patient Knowledge Distillation for BERT Model Compression, 2019,
+        https://arxiv.org/abs/1908.09355 (PKD-Last)
+
+    Prefer `uniform` unless the teacher's upper layers are known to hold what the task needs.
+    """
+    _require_deeper_teacher("last", student_layers, teacher_layers)
+    return tuple((i, teacher_layers - student_layers + i) for i in range(student_layers))
+
+
+def skip(student_layers: int, teacher_layers: int) -> Pairs:
+    """`uniform` without its last pair: the last layer is taught by the logits. 12 to 6 gives 1, 3, 5, 7, 9.
+
+    Raises `MappingError` as `uniform` does, and for a student of one layer, for which no pair is left.
+
+    References:
+        Sun, Cheng, Gan, Liu: Patient Knowledge Distillation for BERT Model Compression, 2019,
+        https://arxiv.org/abs/1908.09355 (PKD-Skip)
+
+    Prefer `uniform` where no term teaches the logits.
+    """
+    if student_layers == 1:
+        raise MappingError(
+            problem(
+                "The layer map 'skip' leaves out the student's last layer, and this student has only one",
+                given=f"student of 1 layer, teacher of {teacher_layers}",
+                follows="No pair would be left, and the term would teach nothing",
+                do="Take 'last' or 'uniform', or a student of more layers",
+            )
+        )
+    return uniform(student_layers, teacher_layers)[:-1]
+
+
+def explicit(pairs: Mapping[Any, Any] | Sequence[Sequence[Any]], student_layers: int, teacher_layers: int) -> Pairs:
+    """Pairs given by hand, validated and sorted by student layer.
+
+    Args:
+        pairs: {student: teacher, ...} or [[student, teacher], ...]; each a number from 0, or "embeddings".
+        student_layers: S, at least 1.
+        teacher_layers: T, at least 1; it may be less than S here.
+
+    Raises:
+        MappingError: no pairs, something that is not a pair, a layer that doesn't exist, a student layer named twice.
+            The message lists all that is wrong.
+
+    Prefer a named map where one fits: it goes along when the number of layers changes.
+    """
+    _require_layers("explicit", student_layers, teacher_layers)
+    entries = list(pairs.items()) if isinstance(pairs, Mapping) else list(pairs)
+    wrong: list[str] = [] if entries else ["no pairs are given"]
+    found: list[tuple[int, int]] = []
+    for entry in entries:
+        if not isinstance(entry, (list, tuple)) or len(entry) != 2:
+            wrong.append(f"{entry!r} is not a pair of student layer and teacher layer")
+            continue
+        student, teacher = _number(entry[0], student_layers), _number(entry[1], teacher_layers)
+        if student is None:
+            wrong.append(f"{entry[0]!r} is no layer of the student, which has 0 to {student_layers - 1}")
+        elif any(student == taken for taken, _ in found):
+            wrong.append(f"student layer {entry[0]} is named twice")
+        if teacher is None:
+            wrong.append(f"{entry[1]!r} is no layer of the teacher, which has 0 to {teacher_layers - 1}")
+        if student is not None and teacher is not None:
+            found.append((student, teacher))
+    if wrong:
+        raise MappingError(
+            problem(
+                f"The layer map doesn't fit: {'; '.join(wrong)}",
+                given=pairs,
+                do='Write pairs as {0: 1, 1: 3} or [[0, 1], [1, 3]], from 0; "embeddings" is a layer too',
+            )
+        )
+    return tuple(sorted(found))
+
+
+_NAMED: dict[str, Callable[[int, int], Pairs]] = {"uniform": uniform, "first": first, "last": last, "skip": skip}
+
+
+def layer_map(
+    spec: str | Mapping[Any, Any] | Sequence[Sequence[Any]],
+    student_layers: int,
+    teacher_layers: int,
+    *,
+    embeddings: bool = False,
+) -> Pairs:
+    """The pairs that a recipe's `layers:` means: a name (uniform, first, last, skip), or pairs.
+
+    Args:
+        spec: the name, {student: teacher, ...}, or [[student, teacher], ...].
+        student_layers: S, at least 1.
+        teacher_layers: T, at least 1.
+        embeddings: pair the embedding outputs too, unless the student's is paired already.
+
+    Raises:
+        MappingError: an unknown name (the nearest is suggested), or a map that doesn't fit.
+    """
+    if isinstance(spec, str):
+        if spec not in _NAMED:
+            raise MappingError(unknown_name("layer map", spec, _NAMED))
+        pairs = _NAMED[spec](student_layers, teacher_layers)
+    elif isinstance(spec, (Mapping, Sequence)):
+        pairs = explicit(spec, student_layers, teacher_layers)
+    else:
+        raise MappingError(
+            problem(
+                "A layer map is a name or pairs of layers", given=repr(spec), do=f"Names: {', '.join(sorted(_NAMED))}"
+            )
+        )
+    if embeddings and all(student != EMBEDDINGS for student, _ in pairs):
+        return ((EMBEDDINGS, EMBEDDINGS), *pairs)
+    return pairs
+
+
+def spread(student_layers: int, teacher_layers: int) -> Pairs:
+    """Evenly spaced from the first layer to the last, both kept: the default when a student is cut from a teacher.
+
+    teacher layer of i = round_half_up(i * (T - 1) / (S - 1)); a student of one layer gets layer 0; 12 to 6 gives
+    0, 2, 4, 7, 9, 11
+
+    Raises `MappingError` as `uniform` does.
+
+    References:
+        Sanh, Debut, Chaumond, Wolf: DistilBERT, 2019, https://arxiv.org/abs/1910.01108 (the layers of its scripts)
+
+    Prefer it for what a student keeps (its first layer reads embeddings), `uniform` for what it learns from.
+    """
+    _require_deeper_teacher("spread", student_layers, teacher_layers)
+    if student_layers == 1:
+        return ((0, 0),)
+    gaps = student_layers - 1
+    return tuple((i, (2 * i * (teacher_layers - 1) + gaps) // (2 * gaps)) for i in range(student_layers))
+
+
+_SELECTIONS: dict[str, Callable[[int, int], Pairs]] = {
+    "spread": spread,
+    "uniform": uniform,
+    "first": first,
+    "last": last,
+}
+
+
+def selection(layers: int | Sequence[int], teacher_layers: int, *, rule: str = "spread") -> tuple[int, ...]:
+    """Which of the teacher's layers a student keeps.
+
+    Args:
+        layers: a count, which goes to `rule`, or the layers themselves, numbered from 0 and increasing.
+        teacher_layers: T, at least 1.
+        rule: spread, uniform, first or last; for a count only.
+
+    Returns:
+        Teacher layers, strictly increasing.
+
+    Raises:
+        MappingError: an unknown rule, a count below 1 or above T, a list that is empty, out of range or not increasing.
+    """
+    if rule not in _SELECTIONS:
+        raise MappingError(unknown_name("rule for keeping layers", rule, _SELECTIONS))
+    if _is_count(layers):
+        return tuple(teacher for _, teacher in _SELECTIONS[rule](layers, teacher_layers))  # type: ignore[arg-type]
+    if not isinstance(layers, Sequence) or isinstance(layers, str):
+        raise MappingError(
+            problem(
+                "The layers that a student keeps are a count or a list of numbers",
+                given=repr(layers),
+                do="Write layers: 3, or layers: [0, 2, 5], numbered from 0",
+            )
+        )
+    _require_layers("selection", max(len(layers), 1), teacher_layers)
+    wrong = [] if layers else ["the list is empty"]
+    outside = [layer for layer in layers if not _is_count(layer) or not 0 <= layer < teacher_layers]
+    if outside:
+        wrong.append(f"{', '.join(map(repr, outside))} is no layer of the teacher, which has 0 to {teacher_layers - 1}")
+    elif any(later <= earlier for earlier, later in pairwise(layers)):
+        wrong.append("the numbers must increase, each once")
+    if wrong:
+        raise MappingError(
+            problem(
+                f"The layers that the student keeps don't fit: {'; '.join(wrong)}",
+                given=list(layers),
+                do="List layers of the teacher in their order, numbered from 0, or give a count",
+            )
+        )
+    return tuple(layers)
+
+
+def _is_count(value: object) -> bool:
+    # True is an int to Python, and would be layer 1.
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: object, layers: int) -> int | None:
+    """A layer's number from what a user wrote, or None where there is no such layer."""
+    if value == "embeddings":
+        return EMBEDDINGS
+    return value if isinstance(value, int) and _is_count(value) and 0 <= value < layers else None
+
+
+def _require_layers(name: str, student_layers: int, teacher_layers: int) -> None:
+    for whose, count in (("student", student_layers), ("teacher", teacher_layers)):
+        if not _is_count(count) or count < 1:
+            raise MappingError(
+                problem(f"The layer map '{name}' needs a {whose} of at least one layer", given=f"{count!r} layers")
+            )
+
+
+def _require_deeper_teacher(name: str, student_layers: int, teacher_layers: int) -> None:
+    _require_layers(name, student_layers, teacher_layers)
+    if teacher_layers < student_layers:
+        raise MappingError(
+            problem(
+                f"The layer map '{name}' needs a teacher with at least as many layers as the student",
+                given=f"student of {student_layers} layers, teacher of {teacher_layers}",
+                do="Take a student of fewer layers, or write pairs by hand, in which a teacher layer may stand twice",
+            )
+        )

@@ -1,0 +1,318 @@
+"""The recipe: one YAML file, one section a stage. Loading it finds every problem at once, before anything is trained.
+
+YAML is only data here: it is read by `yaml.safe_load`, and names in it are looked up in tables, never imported.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from annotated_types import Ge, Gt, Lt
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass as validated
+
+from potstill.checks import nearest, problem, unknown_name
+from potstill.errors import RecipeError
+from potstill.objective import Objective, Term, check_term
+from potstill.training.settings import RefineSettings, TrainSettings
+
+STRICT = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+Train = validated(TrainSettings, config=STRICT)
+Refine = validated(RefineSettings, config=STRICT)
+Share = Annotated[float, Gt(0), Lt(1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, and nothing changes once loaded."""
+
+    model_config = STRICT
+
+
+class SourceSection(Section):
+    """Where rows come from: a packaged sample, a folder or a hub id, or files."""
+
+    name: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    files: dict[str, str | list[str]] | None = None
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.name is None) == (self.files is None):
+            raise ValueError("Give either 'name' (a packaged sample, a folder or a hub id) or 'files', one of both")
+        return self
+
+
+class ColumnsSection(Section):
+    """Which columns hold what; those left out are guessed, and the guess is printed."""
+
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | list[str] | None = None
+
+
+class DataSection(SourceSection):
+    """The labelled rows, and rows without labels for the teacher to label."""
+
+    columns: ColumnsSection = ColumnsSection()
+    problem: Literal["single_label", "multi_label", "regression"] | None = None
+    names: list[str] | None = None
+    unlabelled: SourceSection | None = None
+    max_length: Annotated[int, Ge(2)] = 128
+    limit: Annotated[int, Ge(1)] | None = None
+    validation: Share = 0.1
+    test: Share = 0.1
+
+
+class TeacherSection(Section):
+    """The model to learn from; trained here where `train` is given, else taken as it is."""
+
+    model: str
+    train: Train | None = None  # type: ignore[valid-type]
+    trust_remote_code: bool = False
+
+
+class StudentSection(Section):
+    """The model to make: from the teacher's layers, from a config, or from a checkpoint."""
+
+    origin: Literal["teacher", "config", "checkpoint"] = Field("teacher", alias="from")
+    layers: int | list[int] | None = None
+    rule: Literal["spread", "uniform", "first", "last"] = "spread"
+    config: dict[str, Any] | None = None
+    model: str | None = None
+
+    @model_validator(mode="after")
+    def _fitting_keys(self) -> Self:
+        takes = {"teacher": ("layers",), "config": ("config",), "checkpoint": ("model",)}[self.origin]
+        for key in ("layers", "config", "model"):
+            given = getattr(self, key) is not None
+            if given and key not in takes:
+                raise ValueError(f"'{key}' doesn't go with from: {self.origin}, which takes {', '.join(takes)}")
+            if not given and key in takes:
+                raise ValueError(f"from: {self.origin} needs '{key}'")
+        return self
+
+
+class TermSection(BaseModel):
+    """One term of an objective; keys beyond these are arguments of its loss."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    knowledge: str
+    loss: str | None = None
+    layers: str | dict[Any, Any] | list[Any] | None = None
+    weight: float | dict[str, Any] = 1.0
+    temperature: float | dict[str, Any] | None = None
+    project: str = "auto"
+
+    @model_validator(mode="after")
+    def _known_names(self) -> Self:
+        try:
+            check_term(self.term())
+        except RecipeError as error:  # so that pydantic gathers it with the others
+            raise ValueError(str(error)) from None
+        return self
+
+    def term(self) -> Term:
+        """The term as the objective takes it."""
+        return Term(**{f.name: getattr(self, f.name) for f in fields(Term) if f.name != "options"}, options=self.model_extra)
+
+
+class StageSection(Section):
+    """One stage of distillation: what to learn, and how long."""
+
+    terms: Annotated[list[TermSection], Field(min_length=1)]
+    train: Train = Train()  # type: ignore[valid-type]
+
+    def objective(self) -> Objective:
+        """The objective of this stage."""
+        return Objective([term.term() for term in self.terms])
+
+
+class RefineSection(Section):
+    """Further training on the labels alone, with early stopping and the best checkpoint kept."""
+
+    train: Refine = Refine()  # type: ignore[valid-type]
+
+
+class EvaluateSection(Section):
+    """What is compared, and how often."""
+
+    baseline: bool = True
+    pretrained_baseline: bool = True
+    seeds: Annotated[int, Ge(1)] = 1
+    cost: bool = True
+    examples: Annotated[int, Ge(0)] = 8
+
+
+class ExportSection(Section):
+    """The files to ship beside the student's folder."""
+
+    formats: list[Literal["onnx", "onnx-int8"]] = ["onnx", "onnx-int8"]
+
+
+class Recipe(Section):
+    """A whole recipe. `load_recipe` makes one from a file, a name or a mapping."""
+
+    name: str = "recipe"
+    task: Literal["text_classification"]
+    seed: int = 0
+    data: DataSection
+    teacher: TeacherSection
+    student: StudentSection
+    distill: Annotated[list[StageSection], Field(min_length=1)]
+    refine: RefineSection | None = None
+    evaluate: EvaluateSection = EvaluateSection()
+    export: ExportSection = ExportSection()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe as plain data, every default written out."""
+        return TypeAdapter(Recipe).dump_python(self, mode="json", by_alias=True)  # type: ignore[no-any-return]
+
+    def as_yaml(self) -> str:
+        """The recipe as resolved, in YAML."""
+        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """The recipes that ship with potstill, by name."""
+    folder = Path(str(resources.files("potstill") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+    """A validated recipe.
+
+    Args:
+        source: the name of a packaged recipe, a path to a YAML file, or the recipe as data.
+        overrides: ``key=value`` strings such as ``distill.0.train.epochs=5``; values are read as YAML.
+
+    Raises:
+        RecipeError: with every problem found, one a line.
+    """
+    if isinstance(source, Recipe):
+        source = source.as_dict()
+    if isinstance(source, Mapping):
+        name, data = "recipe", _copy(source)
+    else:
+        path = _find(source)
+        name, data = path.stem, _read(path)
+    problems = [message for override in overrides if (message := _override(data, override))]
+    try:
+        recipe = Recipe.model_validate({"name": name, **data})
+    except ValidationError as error:
+        problems += [_message(dict(found)) for found in error.errors()]
+    if problems:
+        raise RecipeError("\n".join(problems))
+    return recipe
+
+
+def _copy(data: Any) -> Any:
+    """Mappings and lists copied, so that overrides change nothing of the caller's."""
+    if isinstance(data, Mapping):
+        return {key: _copy(value) for key, value in data.items()}
+    return [_copy(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def _find(source: str | Path) -> Path:
+    known = packaged_recipes()
+    path = Path(source)
+    if path.is_file():
+        return path
+    if str(source) in known:
+        return known[str(source)]
+    raise RecipeError(
+        problem(
+            f"There is no recipe '{source}': neither a file nor a packaged recipe.{nearest(str(source), known)}",
+            do=f"Packaged: {', '.join(known)}. `potstill recipes` lists them",
+        )
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(problem(f"{path} is no readable YAML", given=" ".join(str(error).split()))) from None
+    if not isinstance(data, dict):
+        raise RecipeError(problem(f"{path} holds no recipe", given=type(data).__name__, do="Write keys and values"))
+    return data
+
+
+def _override(data: dict[str, Any], override: str) -> str | None:
+    """Set one key of the data in place; a message where that is impossible."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        return problem("An override is written key=value", given=f"'{override}'", do="For example evaluate.seeds=3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return problem(f"The value of '{key}' is no readable YAML", given=f"'{text}'")
+    node: Any = data
+    *parents, last = key.split(".")
+    for name in parents:
+        node = _child(node, name)
+        if node is None:
+            return problem(f"There is no '{key}' to override: '{name}' leads nowhere", do="Write the section in the recipe")
+    if isinstance(node, list):
+        if not last.isdigit() or int(last) >= len(node):
+            return problem(f"There is no '{key}' to override", given=f"a list of {len(node)}", do="Count from 0")
+        node[int(last)] = value
+    else:
+        node[last] = value
+    return None
+
+
+def _child(node: Any, name: str) -> Any:
+    """The section below a section, made where it isn't there yet."""
+    if isinstance(node, list):
+        return node[int(name)] if name.isdigit() and int(name) < len(node) else None
+    if node.get(name) is None:
+        node[name] = {}
+    child = node[name]
+    return child if isinstance(child, dict | list) else None
+
+
+def _message(found: dict[str, Any]) -> str:
+    """One validation error in plain words, with the nearest known key."""
+    location = found["loc"]
+    where = ".".join(str(part) for part in location)
+    if found["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{'.'.join(map(str, location[:-1])) or 'recipe'}: {unknown_name('key', str(location[-1]), _keys(location[:-1]))}"
+    text = found["msg"].removeprefix("Value error, ").rstrip(".")
+    if found["type"] == "missing":
+        return f"{where}: this key is required."
+    given = "" if found["type"] == "value_error" or isinstance(found["input"], dict) else f" Got: {found['input']!r}."
+    return f"{where}: {text}.{given}"
+
+
+def _keys(location: Sequence[Any]) -> list[str]:
+    """The keys that a section knows, found by walking the types of the recipe."""
+    section: Any = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = {name: annotation for name, annotation in _fields(section)}.get(str(part))
+        section = next(_sections(annotation), None)
+        if section is None:
+            return []
+    return [name for name, _ in _fields(section)]
+
+
+def _fields(section: Any) -> Iterator[tuple[str, Any]]:
+    if is_dataclass(section):
+        yield from ((f.name, f.type) for f in fields(section))
+    else:
+        yield from ((info.alias or name, info.annotation) for name, info in section.model_fields.items())
+
+
+def _sections(annotation: Any) -> Iterator[Any]:
+    """The sections in an annotation, whatever unions and lists stand around them."""
+    if isinstance(annotation, type) and (is_dataclass(annotation) or issubclass(annotation, BaseModel)):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections(inner)

@@ -1,0 +1,109 @@
+"""What every task provides: the loading of its models, batches, and the meaning of labels and outputs."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import transformers
+from datasets import Dataset
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from potstill.checks import problem
+from potstill.errors import ModelError
+from potstill.objective import Defaults
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model, and which of its parameters were newly initialised since its checkpoint doesn't hold them."""
+
+    model: PreTrainedModel
+    new_parameters: tuple[str, ...]
+
+
+class Task(Protocol):
+    """The one form of a task. What the pipeline, the trainer and the evaluation ask of it stands here."""
+
+    problem: str
+    names: tuple[str, ...]
+
+    def load(self, path: str | Path, *, attention: str | None = None, trust_remote_code: bool = False) -> LoadedModel:
+        """Load a model of this task in float32, with this task's number and names of classes."""
+
+    def encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Dataset:
+        """Rows as token ids; keeps ``labels``, adds ``length``."""
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[Mapping[str, Any]]], Batch]:
+        """A function that pads encoded rows to a batch."""
+
+    def targets(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """The labels of a batch, with harmless values where a row has none."""
+
+    def masks(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``labels``, ``outputs`` and ``tokens``: the positions that each kind of term is a mean over."""
+
+    def defaults(self) -> Defaults:
+        """The losses that labels and logits take when a term names none, and those that make no sense here."""
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence the loading bars and reports of transformers: what they say is checked and said by potstill itself."""
+    verbosity = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity(logging.CRITICAL)
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
+def load_pretrained(
+    auto_class: Any, path: str | Path, *, attention: str | None, trust_remote_code: bool, **config: Any
+) -> LoadedModel:
+    """`auto_class.from_pretrained` in float32 and eval mode, with errors in the house's form."""
+    if attention is not None:
+        config["attn_implementation"] = attention
+    try:
+        with quiet_transformers():
+            model, info = auto_class.from_pretrained(
+                path, dtype=torch.float32, output_loading_info=True, trust_remote_code=trust_remote_code, **config
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(
+            problem(
+                f"The model '{path}' can't be loaded",
+                given=str(error).strip().splitlines()[0],
+                do="Give a packaged sample (see `potstill samples`), a local folder, or a hub id that this machine can reach",
+            )
+        ) from error
+    mismatched = [str(key) for key in info.get("mismatched_keys", ())]
+    return LoadedModel(model.eval(), tuple(sorted({*info["missing_keys"], *mismatched})))
+
+
+def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a padding token (the end-of-text token where it has none of its own)."""
+    try:
+        with quiet_transformers():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            problem(
+                f"No tokenizer can be loaded from '{path}'",
+                given=str(error).strip().splitlines()[0],
+                do="Put the tokenizer's files beside the model, as save_pretrained writes them",
+            )
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

@@ -1,0 +1,147 @@
+"""Text classification in all its forms: one label, several labels, a number; one sentence or pairs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from potstill.objective import Defaults
+from potstill.tasks.base import Batch, LoadedModel, load_pretrained
+
+IGNORED = -100
+PROBLEM_TYPES = {
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+_NOT_SOFTMAX = "it normalises over the classes, which are independent here. Use binary_kl_divergence or logit_mse."
+_NO_CLASSES = "a number has no classes to normalise over. Use logit_mse."
+DEFAULTS = {
+    "single_label": Defaults(
+        "cross_entropy",
+        "kl_divergence",
+        {
+            "binary_cross_entropy": "every row has exactly one class. Use cross_entropy.",
+            "squared_error": "labels are classes, not numbers. Use cross_entropy.",
+            "binary_kl_divergence": "every row has exactly one class. Use kl_divergence.",
+        },
+    ),
+    "multi_label": Defaults(
+        "binary_cross_entropy",
+        "binary_kl_divergence",
+        {
+            "kl_divergence": _NOT_SOFTMAX,
+            "cross_entropy": "a row may have several classes. Use binary_cross_entropy.",
+            "squared_error": "labels are classes, not numbers. Use binary_cross_entropy.",
+        },
+    ),
+    "regression": Defaults(
+        "squared_error",
+        "logit_mse",
+        {
+            "kl_divergence": _NO_CLASSES,
+            "binary_kl_divergence": _NO_CLASSES,
+            "cross_entropy": "labels are numbers, not classes. Use squared_error.",
+            "binary_cross_entropy": "labels are numbers, not classes. Use squared_error.",
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TextClassification:
+    """Args:
+    problem: single_label (labels [B], class numbers), multi_label (labels [B,V], 0 or 1) or regression (labels [B]).
+    names: the classes in the order of the logits; one name for regression.
+    """
+
+    problem: str = "single_label"
+    names: tuple[str, ...] = ("negative", "positive")
+
+    auto_class = AutoModelForSequenceClassification
+
+    def load(self, path: str | Path, *, attention: str | None = None, trust_remote_code: bool = False) -> LoadedModel:
+        """Load a model with this task's classes. A head that the checkpoint doesn't hold is new, and listed as such."""
+        loaded = load_pretrained(
+            self.auto_class,
+            path,
+            attention=attention,
+            trust_remote_code=trust_remote_code,
+            num_labels=len(self.names),
+            ignore_mismatched_sizes=True,
+        )
+        config = loaded.model.config
+        config.problem_type = PROBLEM_TYPES[self.problem]
+        config.id2label = dict(enumerate(self.names))
+        config.label2id = {name: number for number, name in enumerate(self.names)}
+        return loaded
+
+    def encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Dataset:
+        """Columns ``text``, ``text_pair`` (if there) and ``labels`` as ``input_ids`` and what else the tokenizer gives."""
+        paired = "text_pair" in rows.column_names
+
+        def tokens(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+            pair = (batch["text_pair"],) if paired else ()
+            encoded = dict(tokenizer(batch["text"], *pair, truncation=True, max_length=max_length))
+            encoded.pop("attention_mask", None)  # all ones; the collator makes it from the lengths
+            return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
+
+        drop = [name for name in rows.column_names if name != "labels"]
+        return rows.map(tokens, batched=True, remove_columns=drop, desc="encoding")
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[Mapping[str, Any]]], Batch]:
+        """Pads to the longest row of the batch, on the tokenizer's side."""
+        return TextCollator(tokenizer, self.problem)
+
+    def targets(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Labels with 0 in place of the NaN of unlabelled rows, so that no NaN reaches a gradient."""
+        labels = batch.get("labels")
+        return labels if labels is None or self.problem == "single_label" else torch.nan_to_num(labels)
+
+    def masks(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rows with a label [B], rows [B], tokens [B,S]."""
+        tokens = batch["attention_mask"].bool()
+        rows = tokens.new_ones(tokens.shape[0])
+        labels = batch.get("labels")
+        if labels is None:
+            labelled = torch.zeros_like(rows)
+        elif self.problem == "single_label":
+            labelled = labels != IGNORED
+        else:
+            labelled = ~labels.reshape(len(labels), -1).isnan().any(-1)
+        return {"labels": labelled, "outputs": rows, "tokens": tokens}
+
+    def defaults(self) -> Defaults:
+        """Cross-entropy and KL for one label, their binary forms for several, squared error for a number."""
+        return DEFAULTS[self.problem]
+
+
+@dataclass(frozen=True)
+class TextCollator:
+    """Encoded rows -> a padded batch: ids, mask, labels."""
+
+    tokenizer: PreTrainedTokenizerBase
+    problem: str
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """Pad on the tokenizer's own side, with its own padding ids; labels int64 for classes, float32 otherwise."""
+        names = [name for name in rows[0] if name in ("input_ids", "token_type_ids")]
+        longest = max(len(row["input_ids"]) for row in rows)
+        padding = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
+        left = self.tokenizer.padding_side == "left"
+
+        def padded(values: Sequence[int], fill: int) -> list[int]:
+            extra = [fill] * (longest - len(values))
+            return [*extra, *values] if left else [*values, *extra]
+
+        batch = {name: torch.tensor([padded(row[name], padding[name]) for row in rows]) for name in names}
+        batch["attention_mask"] = torch.tensor([padded([1] * len(row["input_ids"]), 0) for row in rows])
+        if "labels" in rows[0]:
+            dtype = torch.long if self.problem == "single_label" else torch.float32
+            batch["labels"] = torch.tensor([row["labels"] for row in rows], dtype=dtype)
+        return batch

@@ -1,0 +1,7 @@
+"""One trainer for everything: a thin subclass of the Hugging Face `Trainer` around student and projections."""
+
+from potstill.training.distiller import Distiller
+from potstill.training.settings import Precision, TrainSettings, detect_precision
+from potstill.training.trainer import DistillationTrainer
+
+__all__ = ["DistillationTrainer", "Distiller", "Precision", "TrainSettings", "detect_precision"]

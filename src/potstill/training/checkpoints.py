@@ -1,0 +1,84 @@
+"""Checkpoints that can be trusted: a marker is written last, and only marked ones are resumed from.
+
+`Trainer` writes a checkpoint in place, so a killed run leaves half of one. Old ones are removed only once a newer one is
+whole. The student's weights stand in a plain safetensors file, the projections in another; the optimiser, scheduler and
+generator states beside them are the Trainer's own.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from potstill.checks import problem
+from potstill.errors import ModelError
+from potstill.training.distiller import Distiller
+
+MARKER = "complete"
+STUDENT, PROJECTORS = "student.safetensors", "projectors.safetensors"
+
+
+def save_weights(distiller: Distiller, folder: Path) -> None:
+    """Write the student's and the projections' weights; shared tensors once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _save(distiller.student, folder / STUDENT)
+    if len(distiller.projectors):
+        _save(distiller.projectors, folder / PROJECTORS)
+
+
+def load_weights(distiller: Distiller, folder: Path) -> None:
+    """Read back what `save_weights` wrote."""
+    _load(distiller.student, folder / STUDENT)
+    if len(distiller.projectors):
+        _load(distiller.projectors, folder / PROJECTORS)
+
+
+def mark_complete(folder: Path) -> None:
+    """Say that a checkpoint is whole, after its files have reached the disk."""
+    for path in folder.iterdir():
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    (folder / MARKER).touch()
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a training folder."""
+    whole = [path for path in folder.glob("checkpoint-*") if (path / MARKER).exists()]
+    return max(whole, key=_step, default=None)
+
+
+def prune(folder: Path, keep: set[Path]) -> None:
+    """Remove checkpoints other than `keep`, half-written ones too."""
+    for path in folder.glob("checkpoint-*"):
+        if path not in keep:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
+
+
+def _save(module: nn.Module, path: Path) -> None:
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in module.state_dict().items():
+        if tensor.data_ptr() not in seen or tensor.numel() == 0:
+            tensors[name] = tensor.detach().contiguous()
+            seen.add(tensor.data_ptr())
+    save_file(tensors, path)
+
+
+def _load(module: nn.Module, path: Path) -> None:
+    """Load what `_save` wrote; a parameter may be missing only if it shares its memory with one that is there."""
+    tensors = load_file(path)
+    missing, unknown = module.load_state_dict(tensors, strict=False)
+    state = module.state_dict()
+    loaded = {state[name].data_ptr() for name in tensors if name in state}
+    lost = [name for name in missing if state[name].data_ptr() not in loaded]
+    if unknown or lost:
+        raise ModelError(
+            problem(f"The checkpoint {path} is of another model", given=f"unknown {unknown[:3]}, missing {lost[:3]}")
+        )

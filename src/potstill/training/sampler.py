@@ -1,0 +1,50 @@
+"""Batches of like length, as a pure function of seed and epoch, so that a resumed run sees the batches it would have seen."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+BATCHES_IN_A_POOL = 50
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Row numbers in an order whose consecutive batches hold rows of like length.
+
+    The rows are shuffled, cut into pools of 50 batches, sorted by length within each pool, cut into batches, and the
+    batches are shuffled. A batch is thus random in all but length. A last, smaller batch comes last.
+
+    Args:
+        lengths: tokens of each row; None gives a plain shuffle.
+        batch_size: rows of a batch (of all processes together).
+        seed: with the epoch, decides the order.
+    """
+
+    def __init__(self, lengths: Sequence[int] | None, batch_size: int, seed: int, *, rows: int | None = None) -> None:
+        self.lengths = None if lengths is None else np.asarray(lengths)
+        self.rows = len(lengths) if lengths is not None else int(rows or 0)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The order of this epoch comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self) -> Iterator[int]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        order = random.permutation(self.rows)
+        if self.lengths is None:
+            return iter(order.tolist())
+        whole = self.rows - self.rows % self.batch_size
+        pool = BATCHES_IN_A_POOL * self.batch_size
+        batches: list[np.ndarray] = []
+        for start in range(0, whole, pool):
+            rows = order[start : min(start + pool, whole)]
+            rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
+            batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        shuffled = [batches[i] for i in random.permutation(len(batches))]
+        return iter(np.concatenate([*shuffled, order[whole:]]).tolist())

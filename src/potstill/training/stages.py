@@ -1,0 +1,196 @@
+"""One stage of training from start to end, or from where it was stopped."""
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+
+from potstill.objective import Objective
+from potstill.tasks.base import Task
+from potstill.training.checkpoints import latest, load_weights
+from potstill.training.settings import Precision, TrainSettings
+from potstill.training.trainer import DistillationTrainer, Evaluator
+
+LOGS = 100  # points of a learning curve
+Progress = Callable[[int, int, float | None], None]  # step, of how many, loss
+
+
+@dataclass(frozen=True)
+class TrainRecord:
+    """What a stage leaves: how long it took, and its curves."""
+
+    steps: int
+    seconds: float
+    rows_seen: int
+    points: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    best_step: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Who learns what from whom: the same for teacher, baseline and student."""
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    rows: Dataset
+    objective: Objective
+    teacher: PreTrainedModel | None = None
+    evaluator: Evaluator | None = None
+    metric: str = "accuracy"
+    higher_is_better: bool = True
+
+
+def total_steps(settings: TrainSettings, rows: int, world_size: int = 1) -> tuple[int, int]:
+    """(optimiser steps of the stage, optimiser steps of one epoch)."""
+    batches = math.ceil(rows / (settings.batch_size * world_size))
+    per_epoch = max(1, math.ceil(batches / settings.accumulation))
+    return settings.steps or max(1, math.ceil(settings.epochs * per_epoch)), per_epoch
+
+
+def train(
+    student: PreTrainedModel,
+    lesson: Lesson,
+    settings: TrainSettings,
+    folder: Path,
+    *,
+    precision: Precision,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> TrainRecord:
+    """Train `student` in place, resuming from the last whole checkpoint in `folder`; the folder is removed at the end.
+
+    The caller keeps `folder` for one student, lesson, settings and seed.
+
+    Raises:
+        RecipeError, ModelError: the lesson doesn't fit the student.
+        TrainingError: a loss that is not a finite number; the last good checkpoint stays in `folder`.
+    """
+    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    steps, per_epoch = total_steps(settings, len(lesson.rows), world)
+    clock = _Clock(progress, steps)
+    trainer = DistillationTrainer(
+        student,
+        lesson.objective,
+        lesson.task,
+        lesson.tokenizer,
+        lesson.rows,
+        teacher=lesson.teacher,
+        args=_arguments(settings, lesson, folder, precision, seed, steps, per_epoch),
+        teacher_dtype=torch.bfloat16 if precision.bfloat16 else None,
+        evaluator=lesson.evaluator,
+        patience=settings.early_stopping if settings.keep == "best" else None,
+        group_by_length=settings.group_by_length,
+        callbacks=[clock],
+    )
+    checkpoint = latest(folder)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if settings.keep == "best" and trainer.best_checkpoint is not None:
+        load_weights(trainer.distiller, trainer.best_checkpoint)
+    record = _record(trainer, settings, world)
+    shutil.rmtree(folder, ignore_errors=True)
+    student.eval()
+    return record
+
+
+def _arguments(
+    settings: TrainSettings,
+    lesson: Lesson,
+    folder: Path,
+    precision: Precision,
+    seed: int,
+    steps: int,
+    per_epoch: int,
+) -> TrainingArguments:
+    evaluate = lesson.evaluator is not None
+    every = math.ceil(steps / settings.evaluations) if settings.evaluations else per_epoch
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup_steps=math.ceil(settings.warmup * steps),
+        lr_scheduler_type=settings.schedule,
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=precision.bfloat16,
+        use_cpu=not torch.accelerator.is_available(),
+        seed=seed,
+        eval_strategy="steps" if evaluate else "no",
+        eval_steps=every if evaluate else None,
+        save_strategy="steps",
+        save_steps=settings.checkpoint_steps,
+        logging_steps=max(1, steps // LOGS),
+        logging_nan_inf_filter=False,
+        metric_for_best_model=lesson.metric if evaluate and settings.keep == "best" else None,
+        greater_is_better=lesson.higher_is_better,
+        disable_tqdm=True,
+        report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+class _Clock(TrainerCallback):
+    """Adds the seconds of training, resumed parts together, to what is logged, and reports progress."""
+
+    def __init__(self, progress: Progress | None, steps: int) -> None:
+        self.progress = progress
+        self.steps = steps
+        self.before = 0.0
+        self.started = 0.0
+        self.loss: float | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
+        self.before = max((entry.get("elapsed", 0.0) for entry in state.log_history), default=0.0)
+        self.started = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **_kwargs: Any) -> None:
+        state.log_history[-1]["elapsed"] = self.before + time.monotonic() - self.started
+        self.loss = logs.get("loss", self.loss)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
+        if self.progress is not None:
+            self.progress(state.global_step, self.steps, self.loss)
+
+
+def _record(trainer: DistillationTrainer, settings: TrainSettings, world: int) -> TrainRecord:
+    history = trainer.state.log_history
+    points = [
+        {
+            "step": entry["step"],
+            "loss": entry["loss"],
+            "learning_rate": entry["learning_rate"],
+            "parts": {key.removeprefix("part/"): value for key, value in entry.items() if key.startswith("part/")},
+        }
+        for entry in history
+        if "loss" in entry
+    ]
+    metric = f"eval_{trainer.args.metric_for_best_model or ''}"
+    evaluations = [
+        {"step": entry["step"], **{k.removeprefix("eval_"): v for k, v in entry.items() if k.startswith("eval_")}}
+        for entry in history
+        if any(key.startswith("eval_") for key in entry)
+    ]
+    best = trainer.state.best_global_step if metric != "eval_" else None
+    steps = trainer.state.global_step
+    return TrainRecord(
+        steps=steps,
+        seconds=max((entry.get("elapsed", 0.0) for entry in history), default=0.0),
+        rows_seen=steps * settings.batch_size * settings.accumulation * world,
+        points=points,
+        evaluations=evaluations,
+        best_step=best,
+    )

@@ -1,0 +1,216 @@
+"""`DistillationTrainer`: the Hugging Face `Trainer`, around a `Distiller`.
+
+What it changes, and why:
+- The loss is divided by counts over the whole accumulation window and all ranks, each term by its own positions (`Trainer`
+  would count labels alone, and not divide a custom loss at all).
+- Batches come from a sampler that is a pure function of seed and epoch, so that a resumed run sees the same ones.
+- Checkpoints hold plain safetensors and are marked when whole; the last whole one stays until the next is.
+- Each term's share of the loss is logged; a share that is not a finite number stops training and names the term and step.
+  Shares are collected on the device and read when something is logged or saved, so that a step never waits for them.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from potstill.checks import problem
+from potstill.errors import TrainingError
+from potstill.objective import Objective, Parts
+from potstill.tasks.base import Task
+from potstill.training.checkpoints import load_weights, mark_complete, prune, save_weights
+from potstill.training.distiller import Distiller
+from potstill.training.sampler import LengthGroupedSampler
+
+Evaluator = Callable[[PreTrainedModel], Mapping[str, float]]
+
+
+class DistillationTrainer(Trainer):
+    """Train a student on an objective.
+
+    Args:
+        student: the model to train; trained in place, and a plain model all along.
+        objective: the terms.
+        task: the task of both models.
+        tokenizer: pads the batches.
+        train_dataset: rows as `task.encode` gives them.
+        teacher: the model to learn from; None where only labels teach.
+        args: any `TrainingArguments`; columns are never dropped, whatever they say.
+        teacher_dtype: the precision that the teacher runs in.
+        evaluator: called with the student at each evaluation; gives metrics by name. None evaluates nothing.
+        patience: stop after so many evaluations without a better `args.metric_for_best_model`.
+        group_by_length: put rows of like length into one batch.
+
+    Raises:
+        RecipeError, ModelError: objective, teacher and student don't fit; raised before anything is trained.
+        TrainingError: from `train`, when a term's loss is not a finite number.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(  # the arguments of a Trainer, and those of a distillation
+        self,
+        student: PreTrainedModel,
+        objective: Objective,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        train_dataset: Dataset,
+        *,
+        teacher: PreTrainedModel | None = None,
+        args: TrainingArguments | None = None,
+        teacher_dtype: torch.dtype | None = None,
+        evaluator: Evaluator | None = None,
+        patience: int | None = None,
+        group_by_length: bool = True,
+        **trainer_options: Any,
+    ) -> None:
+        arguments = args if args is not None else TrainingArguments(report_to="none")
+        set_seed(arguments.seed)  # projections are initialised next
+        self.distiller = Distiller(student, objective, task, teacher, teacher_dtype=teacher_dtype)
+        self.evaluator = evaluator
+        self.patience = patience
+        self.group_by_length = group_by_length
+        self._shares: list[Tensor] = []
+        super().__init__(
+            model=self.distiller,
+            args=arguments,
+            train_dataset=train_dataset,
+            data_collator=task.collator(tokenizer),  # type: ignore[arg-type]
+            # `Trainer` wants to see one before it evaluates; the evaluator has its own rows, and never reads it
+            eval_dataset=train_dataset if evaluator is not None else None,
+            **trainer_options,
+        )
+        self.distiller.to(arguments.device)
+        for callback in (PrinterCallback, ProgressCallback) if arguments.disable_tqdm else ():
+            self.remove_callback(callback)
+
+    # ---- data
+
+    def _remove_unused_columns(self, dataset: Dataset, description: str | None = None) -> Dataset:
+        return dataset  # each model picks its own inputs, and the teacher's may not be the student's
+
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+        return data_collator
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
+        rows = train_dataset if train_dataset is not None else self.train_dataset
+        known = self.group_by_length and "length" in rows.column_names
+        lengths = list(rows["length"]) if known else None
+        return LengthGroupedSampler(lengths, self._train_batch_size, self.args.seed, rows=len(rows))
+
+    # ---- the loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], dict[str, Tensor]]:
+        """The micro-batches of one optimiser step, and the positions in them, counted over all ranks."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        masks = [self.distiller.task.masks(batch) for batch in batches]
+        names = list(masks[0]) if masks else []
+        counts = torch.stack([sum(mask[name].sum() for mask in masks).float() for name in names]).to(device)  # type: ignore[union-attr]
+        if self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts, reduction="sum")
+        return batches, dict(zip(names, counts.unbind(), strict=True))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Mapping[str, Tensor] | None = None,
+    ) -> Any:
+        """The loss of a micro-batch; its shares are kept for the log. DDP averages gradients, hence the world size."""
+        progress = self.state.global_step / max(1, self.state.max_steps)
+        parts: Parts = model(inputs, counts=num_items_in_batch, progress=progress)
+        self._shares.append(torch.stack([share.detach().float() for share in parts.terms.values()]))
+        loss = parts.total * self.args.world_size
+        return (loss, parts) if return_outputs else loss
+
+    def _drain_shares(self) -> dict[str, float]:
+        """Each term's mean share since the last call; raises `TrainingError` at the first that is not finite."""
+        if not self._shares:
+            return {}
+        shares = torch.stack(self._shares).cpu()
+        self._shares = []
+        names = [term.name for term in self.distiller.objective.terms]
+        bad = (~shares.isfinite()).nonzero()
+        if len(bad):
+            row, _ = bad[0].tolist()
+            micro = self.args.gradient_accumulation_steps
+            step = self.state.global_step - math.ceil((len(shares) - row) / micro) + 1
+            terms = [name for name, fine in zip(names, shares[row].isfinite().tolist(), strict=True) if not fine]
+            raise TrainingError(
+                problem(
+                    f"The loss is not a finite number at step {step}",
+                    given=", ".join(f"{name} = {shares[row][names.index(name)].item()}" for name in terms),
+                    follows="Nothing after this step is worth keeping; the last checkpoint before it is",
+                    do="Lower the learning rate or the term's weight, or set train.precision=float32",
+                )
+            )
+        steps = max(1, len(shares) // self.args.gradient_accumulation_steps)
+        return dict(zip(names, (shares.sum(0) / steps).tolist(), strict=True))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add each term's share to what is logged."""
+        if "loss" in logs:
+            logs.update({f"part/{name}": share for name, share in self._drain_shares().items()})
+        super().log(logs, start_time)
+
+    # ---- evaluation
+
+    def evaluate(self, *_args: Any, metric_key_prefix: str = "eval", **_kwargs: Any) -> dict[str, float]:
+        """The metrics that the evaluator finds in the student as it is now."""
+        if self.evaluator is None:
+            return {}
+        found = self.evaluator(self.distiller.student)
+        metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in found.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.args.metric_for_best_model is not None:
+            self.control.should_save = True  # so that the best can be brought back
+        return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        better: bool = super()._determine_best_metric(metrics, trial)
+        if self.patience is not None and self.state.best_global_step is not None:
+            key = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
+            since = [e for e in self.state.log_history if key in e and e["step"] > self.state.best_global_step]
+            if len(since) >= self.patience:
+                self.control.should_training_stop = True
+        return better
+
+    # ---- checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        save_weights(self.distiller, Path(output_dir or str(self.args.output_dir)))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._drain_into_log()
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(str(self.args.output_dir))
+            newest = folder / f"checkpoint-{self.state.global_step}"
+            mark_complete(newest)
+            prune(folder, {newest, *([self.best_checkpoint] if self.best_checkpoint else [])})
+
+    def _drain_into_log(self) -> None:
+        """Check the shares before saving, so that no checkpoint is ever of a loss that is not a number."""
+        kept = list(self._shares)
+        self._drain_shares()
+        self._shares = kept
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_weights(self.distiller, Path(resume_from_checkpoint))
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint of the best evaluation so far, where one is sought."""
+        step = self.state.best_global_step if self.args.metric_for_best_model is not None else None
+        path = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
+        return path if step and path.exists() else None

@@ -1,0 +1,37 @@
+"""Losses on attention maps: zeros in the maps, and heads that don't pair."""
+
+import math
+
+import pytest
+import torch
+
+from potstill.errors import ShapeError
+from potstill.losses import attention_kl, attention_mse
+from potstill.losses.attention import FLOOR
+
+
+def test_zeros_in_the_maps() -> None:
+    one, other = torch.eye(2)[None, None], torch.eye(2).flip(0)[None, None]
+    half = torch.full((1, 1, 2, 2), 0.5)
+    assert attention_kl(one, one).tolist() == [[0.0, 0.0]]
+    assert attention_kl(half, one).tolist() == [pytest.approx([math.log(2)] * 2)]  # 0 * log 0 = 0
+    assert attention_kl(one, other).tolist() == [pytest.approx([-math.log(FLOOR)] * 2)]
+
+
+def test_below_the_floor_equal_maps_are_equal() -> None:
+    tiny = torch.tensor([1.0, 1e-20]).expand(1, 1, 2, 2)
+    assert attention_kl(tiny, tiny).tolist() == [[0.0, 0.0]]
+
+
+def test_mse_averages_over_valid_keys() -> None:
+    student = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])[None, None]
+    teacher = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])[None, None]
+    values = attention_mse(student, teacher, mask=torch.tensor([[1, 1, 0]]))
+    assert values.tolist() == [pytest.approx([0.25, 0.0, 0.0])]
+    assert attention_mse(student, teacher).tolist() == [pytest.approx([0.5 / 3, 0.0, 2 / 3])]
+
+
+@pytest.mark.parametrize("loss", [attention_kl, attention_mse])
+def test_other_heads_are_sent_to_relations(loss) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ShapeError, match=r"\(1, 2, 3, 3\).*\(1, 4, 3, 3\).*relation_kl"):
+        loss(torch.zeros(1, 2, 3, 3), torch.zeros(1, 4, 3, 3))
