@@ -21,7 +21,7 @@ help: ## list the targets
 
 quickstart: $(VENV)/.stamp-run ## distil a real model on real sentences, and open with the report (ARGS="evaluate.seeds=3")
 	$(BIN)/potstill run reviews $(ARGS)
-	@echo "Report: $(CURDIR)/runs/reviews/report.html"
+	$(if $(findstring --out,$(ARGS)),,@echo "Report: $(CURDIR)/runs/reviews/report.html")
 
 test: $(VENV)/.stamp ## run the tests (ARGS="-k losses", ARGS="-m 'not slow'")
 	$(BIN)/python -m pytest $(ARGS)
@@ -31,8 +31,9 @@ check: $(VENV)/.stamp ## lint, formatting and types
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy --strict src
 
+# Without --quiet, which would silence the warnings that --strict counts.
 docs: $(VENV)/.stamp ## build the documentation into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # not --quiet: it would silence the warnings that --strict counts
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Documentation: $(CURDIR)/site/index.html"
 
 bench: $(VENV)/.stamp-run ## time one training step beside a hand-written loop

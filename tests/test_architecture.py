@@ -40,6 +40,11 @@ ORDER = (
     "export",
     "report",
     "recipe",
+    "runs",
+    "progress",
+    "workbench",
+    "shipping",
+    "results",
     "pipeline",
     "plan",
     "compare",
@@ -130,7 +135,7 @@ def broken_by(one: Import, part: str) -> Iterator[str]:
         if other in ORDER and part in ORDER and ORDER.index(other) > ORDER.index(part):
             yield f"imports {one.module}, which stands below {part} in the import order"
         elif other not in ORDER and other != "__version__" and part in ORDER:
-            yield f"imports '{one.module}' through the front door: name the part that holds it"
+            yield f"imports {one.module}, which is no part in the import order: name the part that holds what is used"
     elif part in NOTHING_BUT and root not in sys.stdlib_module_names and root not in NOTHING_BUT[part]:
         allowed = ", ".join(sorted(NOTHING_BUT[part])) or "nothing"
         yield f"imports {one.module}; beside the standard library, {part} may know {allowed} at most"
@@ -183,8 +188,8 @@ def test_names_of_the_losses_are_sorted() -> None:
         ("errors.py", "from .checks import problem", "stands below errors"),
         ("data/load.py", "if TYPE_CHECKING:\n    from potstill.recipe import Recipe", "stands below data"),
         ("data/load.py", "import importlib\nimportlib.import_module('potstill.pipeline')", "stands below data"),
-        ("training/trainer.py", "from potstill import run", "through the front door"),
-        ("training/trainer.py", "import potstill", "through the front door"),
+        ("training/trainer.py", "from potstill import run", "no part in the import order"),
+        ("training/trainer.py", "import potstill", "no part in the import order"),
         ("losses/logits.py", "from transformers import AutoModel", "losses may know jaxtyping, torch at most"),
         ("mappings.py", "import numpy as np", "mappings may know jaxtyping, torch at most"),
         ("checks.py", "import torch", "checks may know nothing at most"),

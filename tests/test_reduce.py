@@ -1,12 +1,13 @@
 """The one reduction: what it leaves out, what it divides by, and what it refuses."""
 
+import inspect
 import math
 
 import pytest
 import torch
 
 from potstill.errors import ArgumentError, ShapeError
-from potstill.reduce import masked_mean
+from potstill.reduce import masked_mean, position_mask
 
 
 def test_mean_of_the_unmasked() -> None:
@@ -75,3 +76,9 @@ def test_another_shape_raises_with_both() -> None:
 def test_denominators_that_count_nothing_raise(denominator: float) -> None:
     with pytest.raises(ArgumentError, match="count of positions"):
         masked_mean(torch.zeros(2), denominator=denominator)
+
+
+def test_an_additive_mask_is_refused() -> None:
+    # Without the tests' own type-checker, as a user has it: it would refuse the dtype first.
+    with pytest.raises(ArgumentError, match=r"mask of kl_divergence.*float32.*attention_mask"):
+        inspect.unwrap(position_mask)(torch.zeros(2), torch.Size((2,)), caller="kl_divergence")

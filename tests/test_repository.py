@@ -3,6 +3,7 @@
 Whoever follows the README or a page of the documentation types what stands there; each command named there exists.
 """
 
+import ast
 import os
 import re
 import subprocess
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 TARGETS = {"quickstart", "test", "check", "docs", "bench", "clean", "help"}
 PAGES = sorted(page.relative_to(ROOT).as_posix() for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+IMPORTED_AS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}  # where the package has another name
 
 # Put together here, so that this file does not hold what it looks for.
 ELSEWHERE = re.compile("|".join([r"(?<![\w.~-])/" + r"(?:root|home|Users)/\w", "--(?:extra-)?" + "index-url"]))
@@ -95,6 +97,19 @@ def test_every_direct_dependency_is_pinned_within_its_range() -> None:
         assert one.specifier.contains(pinned[name]), f"constraints.txt pins {name}=={pinned[name]}, outside '{one}'"
 
 
+def test_every_import_of_the_package_is_declared() -> None:
+    declared = {canonicalize_name(one.name) for one in requirements()}
+    undeclared = set()
+    for file in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for root in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"potstill"}:
+                name = canonicalize_name(IMPORTED_AS.get(root, root))
+                undeclared |= {f"{file.name}: {root}"} if name not in declared else set()
+    assert not undeclared, f"imported, and no direct dependency in pyproject.toml: {sorted(undeclared)}"
+
+
 def test_constraints_are_plain_versions() -> None:
     odd = [f"{name}=={version}" for name, version in pins().items() if not re.fullmatch(r"[\w.]+", version)]
     assert not odd, f"no local versions, URLs or paths belong into constraints.txt: {odd}"
@@ -149,6 +164,16 @@ def test_targets_and_recipes_that_a_page_shows_exist(page: str) -> None:
             assert recipe.endswith(".yaml") or packaged.is_file(), f"{page} shows '{' '.join(words)}': no such recipe"
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_recipes_that_a_page_shows_are_valid(page: str) -> None:
+    from potstill.recipe import load_recipe
+
+    for block in re.findall(r"^```yaml\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.M | re.S):
+        data = yaml.safe_load(block)
+        if isinstance(data, dict) and "distill" in data:
+            load_recipe(data)
+
+
 def shown_subcommands() -> list[str]:
     """Every subcommand of `potstill` that a page shows, options left out."""
     return sorted({words[1] for page in PAGES for words in commands(page) if words[0] == "potstill"} - {"--help"})
@@ -164,3 +189,9 @@ def test_subcommands_that_a_page_shows_exist(name: str) -> None:
 def test_documentation_asks_nothing_of_other_hosts() -> None:
     theme = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["theme"]
     assert theme["font"] is False
+
+
+def test_every_family_of_losses_is_documented() -> None:
+    families = {file.stem for file in (ROOT / "src" / "potstill" / "losses").glob("[a-z]*.py")}
+    shown = re.findall(r"^::: potstill\.losses\.(\w+)$", (ROOT / "docs" / "losses.md").read_text("utf-8"), re.M)
+    assert set(shown) == families

@@ -1,5 +1,8 @@
 """Losses on logits: published values, and what would train nothing in silence."""
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional
@@ -45,6 +48,25 @@ def test_padded_vocabularies_are_refused() -> None:
         kl_divergence(torch.zeros(2, 8), torch.zeros(2, 10))
 
 
-def test_an_additive_mask_is_refused() -> None:
-    with pytest.raises((ArgumentError, TypeError)):
-        kl_divergence(torch.zeros(2, 3), torch.zeros(2, 3), mask=torch.zeros(2))
+SOFTENED = pytest.mark.parametrize("loss", [kl_divergence, binary_kl_divergence])
+
+
+@SOFTENED
+def test_temperature_does_not_change_the_size_of_the_gradient(loss: Any) -> None:
+    teacher = 0.1 * torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
+
+    def gradient(temperature: float) -> float:
+        student = torch.zeros_like(teacher, requires_grad=True)
+        loss(student, teacher, temperature=temperature).sum().backward()
+        assert student.grad is not None
+        return student.grad.norm().item()
+
+    # Without T^2 inside it would be near 1/64.
+    assert gradient(8.0) / gradient(1.0) == pytest.approx(1.0, abs=0.05)
+
+
+@SOFTENED
+@pytest.mark.parametrize("temperature", [0, 0.0, -1.0, math.nan, math.inf])
+def test_temperatures_that_are_none_raise(loss: Any, temperature: float) -> None:
+    with pytest.raises(ArgumentError, match="temperature"):
+        loss(torch.zeros(2, 5), torch.zeros(2, 5), temperature=temperature)

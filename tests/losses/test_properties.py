@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from potstill import losses
-from potstill.errors import ArgumentError, ShapeError
+from potstill.errors import ShapeError
 from potstill.reduce import masked_mean
 
 V, D, H = 5, 6, 2
@@ -233,6 +233,8 @@ def test_one_value_a_position_and_zero_where_masked(case: Case) -> None:
     values = case.loss(student, teacher, MASK)
     assert values.shape == (B, S)
     assert (values[~MASK] == 0).all()
+    # In exact zeros, also where student and teacher are rounded differently.
+    assert (case.loss(student.float(), teacher, MASK)[~MASK] == 0).all()
 
 
 @every
@@ -312,16 +314,18 @@ def test_what_is_masked_does_not_leak(case: Case, poison: float) -> None:
     assert (values[~MASK] == 0).all()
     assert student.grad is not None
     assert student.grad.isfinite().all()
-    assert (student.grad[~poisoned(torch.zeros_like(student), case.axes[0], 1.0).eq(0)] == 0).all()
+    assert (student.grad[poisoned(torch.zeros_like(student), case.axes[0], 1.0) == 1.0] == 0).all()
 
 
 @every
-def test_a_row_without_any_position_is_zero(case: Case) -> None:
+def test_rows_without_any_position_are_zero(case: Case) -> None:
     student, teacher = drawn(case)
     student.requires_grad_()
     nothing = torch.zeros(B, S, dtype=torch.bool)
-    loss = masked_mean(case.loss(student, teacher, nothing), nothing)
+    values = case.loss(student, teacher, nothing)
+    loss = masked_mean(values, nothing)
     loss.backward()
+    assert (values == 0).all()
     assert loss.item() == 0.0
     assert student.grad is not None
     assert (student.grad == 0).all()
@@ -380,31 +384,6 @@ def test_inputs_stay_as_they_are(case: Case) -> None:
     case.loss(student, teacher, MASK)
     assert torch.equal(student, before[0])
     assert torch.equal(teacher, before[1])
-
-
-SOFTENED = pytest.mark.parametrize("name", ["kl_divergence", "binary_kl_divergence"])
-
-
-@SOFTENED
-def test_temperature_does_not_change_the_size_of_the_gradient(name: str) -> None:
-    _, teacher = pair(normal(V))(torch.Generator().manual_seed(0), 8, 8)
-    teacher = 0.1 * teacher
-
-    def gradient(temperature: float) -> float:
-        student = torch.zeros_like(teacher, requires_grad=True)
-        getattr(losses, name)(student, teacher, temperature=temperature).sum().backward()
-        assert student.grad is not None
-        return student.grad.norm().item()
-
-    # Without T^2 inside it would be near 1/64.
-    assert gradient(8.0) / gradient(1.0) == pytest.approx(1.0, abs=0.05)
-
-
-@SOFTENED
-@pytest.mark.parametrize("temperature", [0, 0.0, -1.0, math.nan, math.inf])
-def test_temperatures_that_are_none_raise(name: str, temperature: float) -> None:
-    with pytest.raises(ArgumentError, match="temperature"):
-        getattr(losses, name)(torch.zeros(2, V), torch.zeros(2, V), temperature=temperature)
 
 
 @every

@@ -139,6 +139,16 @@ def test_a_constant_side_has_correlation_zero(key, constant):
     assert statistic(key, "regression", values, values)(weights)[2] == 0.0  # constant in this resample only
 
 
+def test_rounding_is_not_taken_for_variation():
+    # 49 times x over 49 isn't always x, which leaves a variance of some 1e-17 where there is none.
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=49)
+    one_row = statistic("pearson", "regression", values, values**3)(49 * np.eye(49))
+    np.testing.assert_array_equal(one_row, np.zeros(49))
+    for constant in generator.normal(size=50):
+        assert score("pearson", "regression", np.full(49, constant), values) == 0.0
+
+
 def test_correlations_stand_a_large_offset():
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=50), generator.normal(size=50)

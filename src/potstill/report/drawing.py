@@ -1,11 +1,11 @@
 """From a matplotlib figure to an SVG that lives in the page.
 
-Decided here: figures are made through the object API, with the default settings of matplotlib and ours over them for
-the time of one drawing, so that a user's own settings neither change the report nor are changed. A figure is drawn about
+Decided here: figures are made through the object API, with matplotlib's default settings and ours over them for the
+time of one drawing, so that a user's own settings neither change the report nor are changed. A figure is drawn about
 as wide as a phone's screen, so that its text keeps its size there. Text stays text. Every id carries the figure's key
-(two figures would otherwise share theirs), and every stand-in colour becomes a CSS variable. Names come from user data:
-no mathematics is parsed in them, and a glyph that the measuring font lacks is no reason to complain, since the reader's
-own font draws it.
+(two figures would otherwise share theirs), and every stand-in colour becomes a CSS variable. Names come from user
+data: no mathematics is parsed in them, and a glyph that the measuring font lacks is no reason to complain, since the
+reader's own font draws it.
 """
 
 import html
@@ -30,13 +30,14 @@ SETTINGS: dict[str, Any] = {
     "text.parse_math": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9.5,
+    "font.size": 10.5,
     "axes.edgecolor": RULE,
     "axes.facecolor": "none",
     "axes.labelcolor": MUTED,
     "axes.titlecolor": MUTED,
-    "axes.titlesize": 9.5,
+    "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
+    "axes.labelsize": 10.5,
     "axes.titlepad": 9,
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -50,12 +51,13 @@ SETTINGS: dict[str, Any] = {
     "ytick.color": RULE,
     "xtick.labelcolor": MUTED,
     "ytick.labelcolor": MUTED,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
     "ytick.major.size": 0,
     "figure.facecolor": "none",
     "legend.frameon": False,
-    "legend.fontsize": 9,
+    "legend.fontsize": 10,
+    "legend.markerscale": 0.85,
     "lines.linewidth": 1.7,
 }
 
@@ -107,12 +109,14 @@ def _inline(svg: str, key: str, title: str) -> str:
     head, rest = body.split(">", 1)
     box = re.search(r'viewBox="([^"]+)"', head)
     used = set(re.findall(r'href="#([^"]+)"', rest)) | set(re.findall(r"url\(#([^)]+)\)", rest))
-    rest = re.sub(r' id="([^"]+)"', lambda at: f' id="{key}-{at[1]}"' if at[1] in used else "", rest)
-    rest = re.sub(r'xlink:href="#', f'href="#{key}-', rest)
-    rest = rest.replace("url(#", f"url(#{key}-")
-    rest = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--sans)", rest)
-    for stand_in, variable in STAND_INS.items():
-        rest = rest.replace(stand_in, variable)
+
+    def own(tag: re.Match[str]) -> str:
+        text = re.sub(r' id="([^"]+)"', lambda at: f' id="{key}-{at[1]}"' if at[1] in used else "", tag[0])
+        text = text.replace('xlink:href="#', f'href="#{key}-').replace("url(#", f"url(#{key}-")
+        text = re.sub(r' transform="rotate\(-?0 [^"]*"', "", re.sub(r" font-family: [^;\"]*;", "", text))
+        return re.sub(r"#0[123]0[123]0[1-6]", lambda at: STAND_INS.get(at[0], at[0]), text)
+
+    rest = re.sub(r"<[^>]+>", own, rest)  # tags alone: what a user named a class stays as it is
     label = html.escape(title)
     name = f'<title id="{key}-title">{label}</title>'
     return f'<svg viewBox="{box[1] if box else ""}" role="img" aria-labelledby="{key}-title">{name}{rest.strip()}'

@@ -6,6 +6,7 @@ minus is written with the typographic sign, and a space before a unit never brea
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,11 @@ def decimal(value: Any, digits: int = 3) -> str:
 def whole(value: Any) -> str:
     """12345 as ``12,345``."""
     return _sign(f"{value:,.0f}") if is_number(value) else ""
+
+
+def bare(text: str) -> str:
+    """A number's text without the zeros that end its decimals, for the ticks of an axis: ``20.0 MB`` as ``20 MB``."""
+    return re.sub(r"(\.\d*?)0+(?!\d)", lambda at: "" if at[1] == "." else at[1], text)
 
 
 def label_number(value: Any) -> str:
@@ -110,10 +116,10 @@ def spread(number: Any, metric: Mapping[str, Any]) -> str:
 
 
 def difference(number: Any, metric: Mapping[str, Any], *, unit: bool = True) -> str:
-    """A signed difference: ``+0.83 points`` where the metric is a percentage, else ``+0.013``."""
+    """A signed difference: ``+0.83 points`` where the metric is a percentage, else ``+0.0130``."""
     if not is_number(number):
         return ""
-    text = percent(number, 2).rstrip("%") if metric.get("percent") else decimal(number)
+    text = percent(number, 2).rstrip("%") if metric.get("percent") else _sign(f"{number:,.4f}")
     text = text if text.startswith(MINUS) or not text.strip("0.") else f"+{text}"
     return f"{text}{NBSP}points" if unit and metric.get("percent") else text
 
@@ -138,5 +144,6 @@ def label(item: Any) -> str:
 
 def tidy(text: Any, longest: int = 0) -> str:
     """A text as one line of valid Unicode, cut with an ellipsis where it is longer than `longest` characters."""
-    line = " ".join(str(text).encode("utf-8", "replace").decode().split())
+    valid = str(text).encode("utf-8", "replace").decode()
+    line = re.sub("[\\x00-\\x20\\x7f-\\x9f\\u2028\\u2029]+", " ", valid).strip(" ")
     return f"{line[: longest - 1].rstrip()}…" if longest and len(line) > longest else line

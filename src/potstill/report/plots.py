@@ -1,8 +1,8 @@
 """The plots that set models beside each other: quality against cost, differences, seeds.
 
 Decided here: the exports stand beside the models; a filled mark is a model that was trained, a hollow one an export.
-The vertical line through a mark is the interval of the results. Every plot comes with its numbers as a table, and a plot
-that would show fewer than two things is None.
+The vertical line through a mark is the interval of the results. Every plot comes with its numbers as a table, and a
+plot that would show fewer than two things is None.
 """
 
 from collections.abc import Callable, Mapping
@@ -57,17 +57,19 @@ def style(role: Role, size: float = 8) -> dict[str, Any]:
 
 def marks(results: Results) -> list[Mark]:
     """Every model and export that has the primary metric."""
-    primary, found = results["primary"], []
+    primary = results["primary"]
+    found: list[Mark] = []
     for model in ordered_models(results):
-        stat: Mapping[str, Any] = (model.get("metrics") or {}).get(primary) or {}
-        bounds = stat.get("interval")
+        stat = (model.get("metrics") or {}).get(primary) or {}
+        bounds: Any = stat.get("interval")
         if formats.is_number(stat.get("mean")):
-            span = (bounds[0], bounds[1]) if bounds and all(formats.is_number(bound) for bound in bounds) else None
+            whole = bounds and all(formats.is_number(bound) for bound in bounds)
+            span = (bounds[0], bounds[1]) if whole else None
             found.append(
                 Mark(str(model["title"]), role(model["key"]), float(stat["mean"]), span, model.get("cost") or {})
             )
     for index, export in enumerate(results.get("exports") or []):
-        score = (export.get("metrics") or {}).get(primary)
+        score: Any = (export.get("metrics") or {}).get(primary)
         if formats.is_number(score):
             found.append(Mark(str(export["title"]), export_role(index), score, None, export))
     return found
@@ -98,7 +100,7 @@ def _against(
         axes.set_xlim(0, max(pick(mark.cost) for mark in shown) * 1.08)
         axes.margins(y=0.12)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: form(number) if number else "0"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: formats.bare(form(number)) if number else "0"))
         number_axis(axes.yaxis, metric)
         axes.set_title(formats.tidy(metric["name"], 40))
         axes.set_xlabel(cost)
@@ -120,9 +122,6 @@ def trade_offs(results: Results) -> list[Plot]:
     def latency(batch: str) -> Callable[[Mapping[str, Any]], Any]:
         return lambda cost: ((cost.get("latency") or {}).get(batch) or {}).get("p50_ms")
 
-    def short(number: float) -> str:
-        return f"{number:g}{formats.NBSP}ms" if number >= 10 else formats.milliseconds(number)
-
     drawn = [
         _against(
             results,
@@ -130,7 +129,7 @@ def trade_offs(results: Results) -> list[Plot]:
             f"Quality against latency, batch {batch}",
             "Median latency of one batch",
             latency(batch),
-            short,
+            formats.milliseconds,
         )
         for batch in ("1", "32")
     ]
@@ -165,9 +164,10 @@ def comparison_plot(results: Results) -> Plot | None:
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: formats.difference(number, metric, unit=False)))
-        unit = "points" if metric.get("percent") else ""
-        axes.set_xlabel(" ".join(part for part in ("Difference in", formats.tidy(metric["name"], 40), unit) if part))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda number, _: formats.bare(formats.difference(number, metric, unit=False)))
+        )
+        axes.set_xlabel(formats.tidy(metric["name"], 40) + (", points" if metric.get("percent") else ""))
         axes.set_title(formats.tidy(title_of(results, shown[0]["a"]), 30) + " compared")
 
     title = "Differences with their intervals"

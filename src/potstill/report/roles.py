@@ -1,8 +1,8 @@
 """Who is who: the order, colour and mark of teacher, baselines, student and exports, the same in every table and plot.
 
-Marks differ in shape as well as in colour, so that the report can be read in grey and by the colour-blind; the colours
-follow Okabe and Ito. The plots carry a stand-in colour for each CSS variable: the drawing is given the stand-in, and the
-finished SVG the variable, so that one drawing serves the light scheme, the dark one and paper.
+Marks differ in shape as well as in colour, so that the report can be read in grey and by the colour-blind; the
+colours follow Okabe and Ito. The plots carry a stand-in colour for each CSS variable: the drawing is given the stand-
+in, and the finished SVG the variable, so that one drawing serves the light scheme, the dark one and paper.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ STAND_INS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Role:
-    """How one row or column is marked: CSS class, sign in text, marker, colour and dash in a plot, filled or hollow."""
+    """How a row or column is marked: CSS class, sign (a path in a box of 12), and in a plot marker, colour and dash."""
 
     css: str
     sign: str
@@ -42,13 +42,16 @@ class Role:
 
 
 ROLES: dict[str, Role] = {
-    "teacher": Role("teacher", "■", "s", "#030301", "--"),
-    "pretrained_baseline": Role("pretrained", "▼", "v", "#030302", ":"),
-    "baseline": Role("baseline", "◆", "D", "#030303", "-."),
-    "student": Role("student", "●", "o", "#030304"),
+    "teacher": Role("teacher", "M1.5 1.5h9v9h-9z", "s", "#030301", "--"),
+    "pretrained_baseline": Role("pretrained", "M.8 1.8h10.4L6 11z", "v", "#030302", ":"),
+    "baseline": Role("baseline", "M6 .3L11.7 6 6 11.7.3 6z", "D", "#030303", "-."),
+    "student": Role("student", "M6 1.2a4.8 4.8 0 1 1 0 9.6a4.8 4.8 0 1 1 0-9.6z", "o", "#030304"),
 }
-_EXPORTS = (Role("export", "△", "^", "#030305", filled=False), Role("export", "□", "s", "#030305", filled=False))
-_OTHER = Role("other", "○", "o", MUTED, filled=False)
+_EXPORTS = (
+    Role("export", "M6 1.6L10.8 10.4H1.2z", "^", "#030305", filled=False),
+    Role("export", "M1.8 1.8h8.4v8.4H1.8z", "s", "#030305", filled=False),
+)
+_OTHER = Role("other", "M6 1.6a4.4 4.4 0 1 1 0 8.8a4.4 4.4 0 1 1 0-8.8z", "o", MUTED, filled=False)
 
 
 def role(key: str) -> Role:

@@ -110,7 +110,7 @@ def _quality_rows(results: Results, models: Sequence[Any], exports: Sequence[Any
     blank = tuple(Cell() for _ in exports)
     kept = tuple(estimate(model.get("retained"), formats.percent) for model in models)
     rows.append(
-        Row("Retained", kept + blank, "share of the teacher's " + metric_info(results, results["primary"])["name"])
+        Row("Retained", kept + blank, f"{metric_info(results, results['primary'])['name']} beside the teacher's")
     )
     return rows
 
@@ -150,7 +150,7 @@ def _cost_rows(costs: Sequence[Mapping[str, Any]]) -> list[Row]:
         row("Size on disk", "bytes", formats.size),
         row("Multiply-adds", "macs", formats.count, f"MACs at {', '.join(shapes)}" if shapes else "MACs"),
         *(
-            Row(f"Latency, batch {batch}", tuple(latency(cost, batch) for cost in costs), "p50 a batch")
+            Row(f"Latency, batch{formats.NBSP}{batch}", tuple(latency(cost, batch) for cost in costs), "p50 a batch")
             for batch in batches
         ),
         row("Throughput", "throughput_per_s", formats.per_second, "rows a second"),

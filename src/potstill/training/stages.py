@@ -1,7 +1,7 @@
 """One stage of training from start to end, or from where it was stopped."""
 
+import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from potstill.objective import Objective
 from potstill.tasks.base import Task
-from potstill.training.checkpoints import latest, load_weights
+from potstill.training.checkpoints import latest, load_weights, prune, save_weights
 from potstill.training.settings import Precision, TrainSettings
 from potstill.training.trainer import DistillationTrainer, Evaluator
 
@@ -69,9 +69,9 @@ def train(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> TrainRecord:
-    """Train `student` in place, resuming from the last whole checkpoint in `folder`; the folder is removed at the end.
+    """Train `student` in place, going on from the last whole checkpoint in `folder`, or from the end if it was reached.
 
-    The caller keeps `folder` for one student, lesson, settings and seed.
+    The caller keeps `folder` for one student, lesson, settings and seed, and removes it when the student is safe.
 
     Raises:
         RecipeError, ModelError: the lesson doesn't fit the student.
@@ -79,7 +79,6 @@ def train(
     """
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     steps, per_epoch = total_steps(settings, len(lesson.rows), world)
-    clock = _Clock(progress, steps)
     trainer = DistillationTrainer(
         student,
         lesson.objective,
@@ -92,14 +91,23 @@ def train(
         evaluator=lesson.evaluator,
         patience=settings.early_stopping if settings.keep == "best" else None,
         group_by_length=settings.group_by_length,
-        callbacks=[clock],
+        callbacks=[_Clock(progress, steps)],
     )
+    final, finished = folder / "final", folder / "finished.json"
+    if finished.exists():
+        load_weights(trainer.distiller, final)
+        student.eval()
+        return TrainRecord(**json.loads(finished.read_text(encoding="utf-8")))
     checkpoint = latest(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if settings.keep == "best" and trainer.best_checkpoint is not None:
         load_weights(trainer.distiller, trainer.best_checkpoint)
     record = _record(trainer, settings, world)
-    shutil.rmtree(folder, ignore_errors=True)
+    save_weights(trainer.distiller, final)
+    beside = finished.with_suffix(".new")
+    beside.write_text(json.dumps(record.as_dict()), encoding="utf-8")
+    beside.replace(finished)
+    prune(folder, set())
     student.eval()
     return record
 
@@ -178,13 +186,12 @@ def _record(trainer: DistillationTrainer, settings: TrainSettings, world: int) -
         for entry in history
         if "loss" in entry
     ]
-    metric = f"eval_{trainer.args.metric_for_best_model or ''}"
     evaluations = [
         {"step": entry["step"], **{k.removeprefix("eval_"): v for k, v in entry.items() if k.startswith("eval_")}}
         for entry in history
         if any(key.startswith("eval_") for key in entry)
     ]
-    best = trainer.state.best_global_step if metric != "eval_" else None
+    best = trainer.state.best_global_step if settings.keep == "best" else None
     steps = trainer.state.global_step
     return TrainRecord(
         steps=steps,

@@ -1,0 +1,401 @@
+"""The whole run, in the order of the picture: teacher, student, distil, refine, evaluate, export, report.
+
+Each step is a stage of the run folder: done once from the same inputs, and gone on with where it was stopped.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, set_seed
+
+from potstill.checks import problem
+from potstill.errors import RunFolderError
+from potstill.evaluation.predict import load_predictions, predict_logits, save_predictions
+from potstill.evaluation.results import TRAIN, VALIDATION, Contender
+from potstill.knowledge import describe
+from potstill.metrics import METRICS, primary, score, scores
+from potstill.objective import Objective
+from potstill.progress import Progress, Silent
+from potstill.recipe import Recipe, load_recipe
+from potstill.results import assemble
+from potstill.runs import RunFolder, Stage, copy_folder, write_json
+from potstill.shipping import export_student, fingerprint, measure_cost, save_model
+from potstill.training import Precision, TrainSettings, detect_precision
+from potstill.training.stages import Lesson, train
+from potstill.workbench import (
+    LABELS_ONLY,
+    Workbench,
+    load_teacher,
+    preflight,
+    prepare_workbench,
+    require_space,
+    shape_text,
+    start_student,
+)
+
+ROLES = {
+    "student": "Student",
+    "baseline": "Baseline",
+    "pretrained_baseline": "Baseline from the pretrained model",
+}
+SAMPLE_OF_TRAIN = 1000  # rows on which training and validation scores are compared
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left: the folder, and the numbers of its report."""
+
+    folder: Path
+    results: Mapping[str, Any]
+
+    @property
+    def student(self) -> Path:
+        """The folder of the student that ships."""
+        return self.folder / "student"
+
+    @property
+    def report(self) -> Path:
+        """The report to open."""
+        return self.folder / "report.html"
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    out: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    update: bool = False,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Run a recipe from start to end, or from where it was stopped.
+
+    Args:
+        recipe: the name of a packaged recipe, a path, or the recipe as data.
+        out: the run folder; ``runs/<name of the recipe>`` if not given.
+        overrides: ``key=value`` strings, such as ``evaluate.seeds=3``.
+        update: take a run folder whose recipe differs, and redo what the difference concerns.
+        progress: told what happens; nothing is said without it.
+
+    Raises:
+        PotstillError: something is wrong; the message says what, and what to do. Before training where that is possible.
+    """
+    loaded = load_recipe(recipe, overrides)
+    folder = Path(out) if out is not None else RUNS / loaded.name
+    with RunFolder(folder, loaded, update=update).opened() as opened:
+        return _Run(opened, progress or Silent()).all()
+
+
+class _Run:
+    """The stages of one run. Each method is one, and reads what the ones before it left."""
+
+    def __init__(self, folder: RunFolder, progress: Progress) -> None:
+        self.folder = folder
+        self.path = folder.path
+        self.recipe = folder.recipe
+        self.progress = progress
+
+    def all(self) -> Outcome:
+        with self.progress.stage("reading the data"):
+            self.bench = prepare_workbench(self.recipe, self.progress.say)
+        self._check()
+        teacher = self.teacher()
+        students = {
+            (role, seed): self.student(role, seed, teacher) for seed in self.seeds for role in self.roles
+        }
+        predictions = {("teacher", self.recipe.seed): self.predictions("teacher", self.recipe.seed, teacher)}
+        predictions |= {key: self.predictions(*key, stage) for key, stage in students.items()}
+        chosen = self.choose(predictions)
+        exports = self.exports(chosen, students["student", chosen], predictions["student", chosen])
+        costs = self.costs(teacher, students["student", chosen], exports)
+        results = assemble(
+            self.folder,
+            self.bench,
+            self.precision,
+            self.contenders(teacher, students, predictions, costs),
+            [{**entry, **costs.get(entry["key"], {})} for entry in exports],
+            chosen,
+        )
+        return self.report(results)
+
+    @property
+    def seeds(self) -> list[int]:
+        return [self.recipe.seed + number for number in range(self.recipe.evaluate.seeds)]
+
+    @property
+    def roles(self) -> list[str]:
+        """The student first, so that a recipe that can't be trained fails before its baselines take their time."""
+        found = ["student"]
+        if self.recipe.evaluate.baseline:
+            found.append("baseline")
+            cut_here = self.recipe.teacher.train is not None and self.recipe.student.origin == "teacher"
+            if self.recipe.evaluate.pretrained_baseline and cut_here:
+                found.append("pretrained_baseline")
+        return found
+
+    def _check(self) -> None:
+        """Everything that can be wrong with the models, before anything is trained."""
+        found = preflight(self.bench)
+        require_space(self.path, found, self.recipe)
+        self.precision: Precision = detect_precision(self.recipe.distill[0].train.precision)
+        self.progress.say(f"teacher: {shape_text(found.teacher)}; student: {shape_text(found.student)}")
+        self.progress.say(f"precision: {self.precision.name}, since {self.precision.why}")
+        if self.bench.attention:
+            self.progress.say("attention maps are asked for, so both models run eager attention, which is slower")
+
+    # ---- training
+
+    def teacher(self) -> Stage:
+        """Train the teacher, or take it as it is."""
+        settings = self.recipe.teacher.train
+        made_from = {"model": fingerprint(self.bench.teacher_path), "rows": self.bench.digest, "train": _plain(settings)}
+
+        def work(folder: Path) -> dict[str, Any]:
+            if settings is None:
+                return {"path": self.bench.teacher_path, "training": None, "curves": []}
+            set_seed(self.recipe.seed)  # for the new head
+            model = self.bench.load(self.bench.teacher_path).model
+            value = self._train(model, [(LABELS_ONLY, settings)], folder, self.recipe.seed, None, "teacher")
+            save_model(model, self.bench.tokenizer, self.path / "teacher")
+            return {"path": "teacher", **value}
+
+        return self.folder.stage("teacher", {**made_from, "seed": self.recipe.seed}, work)
+
+    def student(self, role: str, seed: int, teacher: Stage) -> Stage:
+        """Train the student, or one of its baselines: the same start, the same batches, the same steps, labels only."""
+        stages = [(stage.objective(), stage.train) for stage in self.recipe.distill]
+        if self.recipe.refine is not None:
+            stages.append((LABELS_ONLY, self.recipe.refine.train))
+        if role != "student":
+            stages = [(LABELS_ONLY, settings) for _, settings in stages]
+        terms = [stage.terms for stage in self.recipe.distill] if role == "student" else []
+        made_from = {
+            "teacher": teacher.digest,
+            "rows": self.bench.digest,
+            "student": _plain(self.recipe.student),
+            "terms": [[term.model_dump() for term in stage] for stage in terms],
+            "train": [_plain(settings) for _, settings in stages],
+            "seed": seed,
+        }
+        place = f"seeds/{seed}/{role}"
+
+        def work(folder: Path) -> dict[str, Any]:
+            model_of_teacher = load_teacher(self.bench, self._model(teacher))
+            source = model_of_teacher
+            if role == "pretrained_baseline":
+                set_seed(seed)  # for the new head
+                source = self.bench.load(self.bench.teacher_path).model
+            model = start_student(self.bench, source, seed)
+            learns_from = model_of_teacher if role == "student" else None
+            title = role.replace("_", " ") if len(self.seeds) == 1 else f"{role.replace('_', ' ')}, seed {seed}"
+            value = self._train(model, stages, folder, seed, learns_from, title)
+            save_model(model, self.bench.tokenizer, self.path / place)
+            return {"path": place, **value}
+
+        return self.folder.stage(place, made_from, work)
+
+    def _train(
+        self,
+        model: PreTrainedModel,
+        stages: Sequence[tuple[Objective, TrainSettings]],
+        folder: Path,
+        seed: int,
+        teacher: PreTrainedModel | None,
+        title: str,
+    ) -> dict[str, Any]:
+        """All stages in a row; what they took together, and a curve of each."""
+        curves, totals = [], {"seconds": 0.0, "steps": 0, "rows_seen": 0}
+        rows = self.bench.rows[TRAIN] if title == "teacher" else self.bench.transfer
+        key = primary(self.bench.task.problem)
+        for number, (objective, settings) in enumerate(stages):
+            name = self._stage_name(number, len(stages), title)
+            precision = detect_precision(settings.precision)
+            lesson = Lesson(
+                self.bench.task,
+                self.bench.tokenizer,
+                rows,
+                objective,
+                teacher,
+                evaluator=lambda student, fast=precision.bfloat16: self._validation_scores(student, fast),
+                metric=key,
+                higher_is_better=METRICS[key].higher_is_better,
+            )
+            with self.progress.stage(title if len(stages) == 1 else f"{title}: {name}") as step:
+                record = train(
+                    model,
+                    lesson,
+                    settings,
+                    folder / str(number),
+                    precision=precision,
+                    seed=1000 * seed + number,
+                    progress=step,
+                )
+            for part in totals:
+                totals[part] += getattr(record, part)
+            evaluations = [{"step": e["step"], "value": e[key]} for e in record.evaluations]
+            curves.append({"seed": seed, "stage": name, "points": record.points, "evaluations": evaluations})
+        return {"training": totals, "curves": curves, "shape": asdict(describe(model))}
+
+    def _stage_name(self, number: int, count: int, title: str) -> str:
+        if title == "teacher":
+            return "teacher"
+        if self.recipe.refine is not None and number == count - 1:
+            return "refine"
+        return "distill" if len(self.recipe.distill) == 1 else f"distill {number + 1}"
+
+    def _validation_scores(self, student: PreTrainedModel, bfloat16: bool) -> dict[str, float]:
+        rows, collate = self.bench.rows[VALIDATION], self.bench.task.collator(self.bench.tokenizer)
+        logits = predict_logits(student, rows, collate, bfloat16=bfloat16)
+        return scores(self.bench.task.problem, logits, self.bench.labels(VALIDATION))
+
+    # ---- evaluation
+
+    def _model(self, stage: Stage) -> Path:
+        """Where a stage left its model: a path inside the run folder, or that of a teacher taken as it is."""
+        inside = self.path / stage.value["path"]
+        return inside if inside.exists() else Path(stage.value["path"])
+
+    def predictions(self, role: str, seed: int, model: Stage) -> dict[str, Any]:
+        """The logits on every split that is evaluated, in float32."""
+        file = self.path / "predictions" / f"{role}-{seed}.parquet"
+
+        def work(_folder: Path) -> dict[str, Any]:
+            loaded = self.bench.load(self._model(model)).model
+            collate = self.bench.task.collator(self.bench.tokenizer)
+            found = {}
+            for split in dict.fromkeys([TRAIN, VALIDATION, self.bench.evaluated_on]):
+                rows = self.bench.rows[split]
+                if split == TRAIN:
+                    rows = rows.select(range(min(SAMPLE_OF_TRAIN, len(rows))))
+                with self.progress.stage(f"{role.replace('_', ' ')} on {split}") as step:
+                    found[split] = predict_logits(loaded, rows, collate, progress=step)
+            save_predictions(file, found)
+            return {"file": file.name}
+
+        self.folder.stage(f"predictions/{role}/{seed}", {"model": model.digest, "rows": self.bench.digest}, work)
+        return load_predictions(file)
+
+    def choose(self, predictions: Mapping[tuple[str, int], Mapping[str, Any]]) -> int:
+        """The seed whose student ships: the best on validation, which no final number is made from."""
+        key = primary(self.bench.task.problem)
+        labels = self.bench.labels(VALIDATION)
+
+        def value(seed: int) -> float:
+            found = score(key, self.bench.task.problem, predictions["student", seed][VALIDATION], labels)
+            return found if METRICS[key].higher_is_better else -found
+
+        return max(self.seeds, key=value)
+
+    def exports(self, seed: int, student: Stage, predictions: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Ship the student's folder, and write and verify the exported files."""
+        for role in self.roles[:2]:
+            copy_folder(self.path / f"seeds/{seed}/{role}", self.path / role)
+        formats = self.recipe.export.formats
+        if not formats:
+            return []
+
+        def work(_folder: Path) -> dict[str, Any]:
+            with self.progress.stage("export") as step:
+                logits = predictions[self.bench.evaluated_on]
+                found = export_student(self.bench, self._model(student), logits, self.path / "export", formats, step)
+            return {"exports": found}
+
+        made_from = {"student": student.digest, "formats": formats, "rows": self.bench.digest}
+        found: list[dict[str, Any]] = self.folder.stage("export", made_from, work).value["exports"]
+        return found
+
+    def costs(self, teacher: Stage, student: Stage, exports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What each model and file costs to run, measured in turns. The baselines are the student's twins."""
+        if not self.recipe.evaluate.cost:
+            return {}
+
+        def work(_folder: Path) -> dict[str, Any]:
+            models = {"teacher": self._model(teacher), "student": self._model(student)}
+            files = {str(entry["key"]): self.path / str(entry["file"]) for entry in exports}
+            with self.progress.stage("measuring cost") as step:
+                return measure_cost(self.bench, models, files, step)
+
+        made_from = {"models": [teacher.digest, student.digest], "files": [entry["key"] for entry in exports]}
+        return self.folder.stage("cost", {**made_from, "rows": self.bench.digest}, work).value
+
+    def contenders(
+        self,
+        teacher: Stage,
+        students: Mapping[tuple[str, int], Stage],
+        predictions: Mapping[tuple[str, int], Mapping[str, np.ndarray[Any, Any]]],
+        costs: Mapping[str, Any],
+    ) -> list[Contender]:
+        """Teacher, baselines and student, with what was measured of each."""
+        found = [
+            Contender(
+                "teacher",
+                "Teacher",
+                self._describe_teacher(),
+                [self.recipe.seed],
+                [predictions["teacher", self.recipe.seed]],
+                costs.get("teacher"),
+                [teacher.value["training"]] if teacher.value["training"] else [],
+                teacher.value["curves"],
+            )
+        ]
+        for role in reversed(self.roles):
+            runs = [students[role, seed] for seed in self.seeds]
+            found.append(
+                Contender(
+                    role,
+                    ROLES[role],
+                    self._describe(role),
+                    self.seeds,
+                    [predictions[role, seed] for seed in self.seeds],
+                    costs.get("student"),
+                    [one.value["training"] for one in runs],
+                    [curve for one in runs for curve in one.value["curves"]],
+                )
+            )
+        return found
+
+    def _describe_teacher(self) -> str:
+        settings = self.recipe.teacher.train
+        how = "taken as it is" if settings is None else f"trained here for {settings.epochs:g} epochs"
+        return f"{self.recipe.teacher.model}, {how}"
+
+    def _describe(self, role: str) -> str:
+        return {
+            "student": "distilled from the teacher",
+            "baseline": "the student's initial weights, the same batches and steps, labels only",
+            "pretrained_baseline": "the same layers of the pretrained model, the same batches and steps, labels only",
+        }[role]
+
+    def report(self, results: dict[str, Any]) -> Outcome:
+        """results.json, and the report and model card made from it."""
+        from potstill.export import write_model_card
+        from potstill.report import write_report
+
+        with self.progress.stage("report"):
+            write_json(self.path / "results.json", results)
+            write_report(results, self.path)
+            write_model_card(
+                self.path / "student", results, self.recipe.as_yaml(), results["run"]["convention"]
+            )
+        return Outcome(self.path, results)
+
+
+def finished_results(folder: Path) -> dict[str, Any]:
+    """The results of a finished run. Raises `RunFolderError` where there are none."""
+    from potstill.report import load_results
+
+    if not (folder / "results.json").exists():
+        raise RunFolderError(
+            problem(f"{folder} holds no finished run", given="no results.json", do="Run its recipe to the end first")
+        )
+    return dict(load_results(folder / "results.json"))
+
+
+def _plain(settings: Any) -> Any:
+    """A section or settings as plain data."""
+    if settings is None:
+        return None
+    return settings.model_dump(mode="json") if hasattr(settings, "model_dump") else asdict(settings)

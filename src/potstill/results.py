@@ -1,0 +1,179 @@
+"""`results.json`: what `evaluation.results` computes, with the facts of the run around it."""
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from potstill.evaluation import fidelity
+from potstill.evaluation.results import (
+    CONVENTION,
+    Contender,
+    Truth,
+    highlights,
+    judgement,
+    metric_table,
+    model_entry,
+    per_class_change,
+)
+from potstill.metrics import primary
+from potstill.runs import RunFolder
+from potstill.shipping import hardware, versions
+from potstill.training import Precision
+from potstill.workbench import UNLABELLED, Workbench
+
+SCHEMA = 1
+
+
+def assemble(
+    folder: RunFolder,
+    bench: Workbench,
+    precision: Precision,
+    contenders: Sequence[Contender],
+    exports: Sequence[Mapping[str, Any]],
+    shipped: int,
+) -> dict[str, Any]:
+    """Every number that the report shows. `shipped` is the seed whose student ships."""
+    by_key = {contender.key: contender for contender in contenders}
+    splits = dict.fromkeys(["train", "validation", bench.evaluated_on])
+    labels = {split: bench.labels(split) for split in splits}
+    labels["train"] = labels["train"][: len(by_key["teacher"].on("train")[0])]
+    truth = Truth(bench.task.problem, bench.task.names, labels, bench.evaluated_on)
+    entries = {c.key: model_entry(c, by_key["teacher"], truth) for c in contenders}
+    return {
+        "schema": SCHEMA,
+        "run": _run(folder, bench, precision, by_key["student"], shipped),
+        "data": _data(bench),
+        "metrics": metric_table(truth.problem),
+        "primary": primary(truth.problem),
+        "models": list(entries.values()),
+        **judgement(by_key["student"], by_key, truth),
+        "highlights": highlights(entries, exports),
+        "per_class_change": per_class_change(entries),
+        "exports": list(exports),
+        "examples": _examples(bench, by_key, truth, shipped),
+        "how": _how(bench, contenders),
+    }
+
+
+def _run(folder: RunFolder, bench: Workbench, precision: Precision, student: Contender, shipped: int) -> dict[str, Any]:
+    recipe = folder.recipe
+    return {
+        "name": recipe.name,
+        "title": f"{recipe.teacher.model} to {_size(recipe)}, on {recipe.data.name or 'files'}",
+        "task": recipe.task,
+        "problem": bench.task.problem,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": sum(stage.seconds for stage in folder.stages),
+        "stages": [{"name": s.name, "seconds": s.seconds, "reused": s.reused} for s in folder.stages],
+        "versions": versions(),
+        "hardware": hardware(),
+        "precision": {"training": precision.name, "why": precision.why},
+        "command": shlex.join(["potstill", *sys.argv[1:]]) if sys.argv[0].endswith("potstill") else "potstill.run(...)",
+        "recipe": recipe.as_yaml(),
+        "convention": CONVENTION,
+        "seeds": list(student.seeds),
+        "shipped_seed": shipped,
+    }
+
+
+def _size(recipe: Any) -> str:
+    layers = recipe.student.layers
+    if layers is not None:
+        count = layers if isinstance(layers, int) else len(layers)
+        return f"{count} of its layers"
+    return recipe.student.model or "a student of another config"
+
+
+def _data(bench: Workbench) -> dict[str, Any]:
+    lengths = np.concatenate([np.asarray(bench.rows[split]["length"]) for split in ("train", bench.evaluated_on)])
+    data = bench.recipe.data
+    return {
+        "name": data.name or ", ".join(str(path) for path in (data.files or {}).values()),
+        "description": "",
+        "licence": bench.licence,
+        "splits": {split: len(rows) for split, rows in bench.rows.items()},
+        "evaluated_on": bench.evaluated_on,
+        "classes": list(bench.task.names) if bench.task.problem != "regression" else [],
+        "max_length": data.max_length,
+        "tokens": {
+            "mean": float(lengths.mean()),
+            "p95": float(np.percentile(lengths, 95)),
+            "max": int(lengths.max()),
+        },
+    }
+
+
+def _examples(bench: Workbench, by_key: Mapping[str, Contender], truth: Truth, shipped: int) -> dict[str, Any] | None:
+    """Where teacher and the shipped student disagree."""
+    rows = bench.texts[truth.split]
+    student = by_key["student"]
+    texts = list(zip(rows["text"], rows["text_pair"], strict=True)) if "text_pair" in rows.column_names else list(rows["text"])
+    return fidelity.disagreements(
+        texts,
+        truth.labels[truth.split],
+        student.on(truth.split)[list(student.seeds).index(shipped)],
+        by_key["teacher"].on(truth.split)[0],
+        problem=truth.problem,
+        names=truth.names,
+        limit=bench.recipe.evaluate.examples,
+    )
+
+
+def _how(bench: Workbench, contenders: Sequence[Contender]) -> list[dict[str, str]]:
+    """How every number was made, in words."""
+    seeds = len(contenders[-1].seeds)
+    rows = len(bench.rows[bench.evaluated_on])
+    return [
+        {
+            "number": "Quality",
+            "made": f"On the {rows:,} rows of the {bench.evaluated_on} split, in float32, by the models as they were saved. "
+            f"The mean over {seeds} seed{'s' * (seeds > 1)}.",
+        },
+        {
+            "number": "Intervals",
+            "made": "95 %, by 2,000 bootstrap resamples of the rows. Differences are paired: both models on the same rows"
+            + (", seeds paired by number, and the spread of the seeds added." if seeds > 1 else ". With one seed, run-to-run noise is not in them."),
+        },
+        {
+            "number": "Baselines",
+            "made": "Start from exactly the student's initial weights (or the same cut of the pretrained model), see the same "
+            "batches in the same order for the same steps, refinement included, and learn from the labels alone.",
+        },
+        {
+            "number": "Agreement and KL",
+            "made": "The share of rows on which a model predicts what the teacher predicts, and the mean KL(teacher || model) at "
+            "temperature 1.",
+        },
+        {
+            "number": "Calibration",
+            "made": "Expected calibration error over 15 bins of equal width: the mean gap between a model's confidence in its "
+            "prediction and how often it is right.",
+        },
+        {
+            "number": "Overfitting",
+            "made": "The primary metric on the first 1,000 training rows and on the validation rows.",
+        },
+        {
+            "number": "Latency and throughput",
+            "made": "All models and files in turns, round by round, on rows of the evaluated split as they come, padded to the "
+            "longest of their batch; median and 95th percentile of one call, tokenisation apart. Throughput at batch 32. The "
+            "baselines have the student's architecture, and so its cost.",
+        },
+        {
+            "number": "Size",
+            "made": "The files that a server needs, weights, config and tokenizer, in bytes on disk. An exported file alone.",
+        },
+        {
+            "number": "MACs",
+            "made": "Multiply-adds of the matrix products in one forward pass at the mean length, attention included.",
+        },
+        {
+            "number": "Peak memory",
+            "made": "In a process of its own: the peak while loading the model and running one batch of 32 at the 95th percentile "
+            "of the lengths, less what its imports take.",
+        },
+    ]

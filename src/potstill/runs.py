@@ -1,0 +1,230 @@
+"""The run folder: what stages have left, and what they left it from.
+
+Each stage writes a marker when it is done, with a digest of everything that it was made from. A run that finds the marker
+with the same digest takes the stage as done; one that finds another does the stage again, and with it all that follow, since
+a stage's digest is part of the next one's. Files are written beside and then renamed, so that a stopped run leaves no half
+of one.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from potstill.checks import problem
+from potstill.errors import RunFolderError
+from potstill.recipe import Recipe
+
+MARKERS = ".stages"
+WORK = "work"
+
+
+def digest(value: Any) -> str:
+    """A short, stable digest of plain data."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside its place, then rename it there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain data as JSON, beside and then renamed. NaN and infinity are refused, since JSON has none."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def replace_folder(made: Path, place: Path) -> None:
+    """Put a finished folder where an older one may stand."""
+    old = place.with_name(f".{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    made.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def copy_folder(source: Path, place: Path) -> None:
+    """A copy of a folder that shares its files' disk space where the file system can, put in place at once."""
+    beside = place.with_name(f".{place.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+
+    def link(a: str, b: str) -> None:
+        try:
+            os.link(a, b)
+        except OSError:
+            shutil.copy2(a, b)
+
+    shutil.copytree(source, beside, copy_function=link)
+    replace_folder(beside, place)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that is done: what it gave, and the digest of what it was made from."""
+
+    name: str
+    value: dict[str, Any]
+    digest: str
+    seconds: float
+    reused: bool
+
+
+class RunFolder:
+    """A folder of one recipe's run.
+
+    Args:
+        path: the folder; made where it isn't there.
+        recipe: what is run.
+        update: take a folder of a recipe that differs, and redo the stages that the difference concerns.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, *, update: bool = False) -> None:
+        self.path = path
+        self.recipe = recipe
+        self.update = update
+        self.stages: list[Stage] = []
+
+    @contextmanager
+    def opened(self) -> Iterator["RunFolder"]:
+        """Check, lock and prepare the folder; a full disk inside becomes a `RunFolderError`."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(problem(f"The run folder {self.path} can't be made", given=error)) from None
+        with _locked(self.path), _full_disk_explained(self.path):
+            self._claim()
+            yield self
+
+    def _claim(self) -> None:
+        known = self.path / "recipe.yaml"
+        if known.exists() and not self.update:
+            differing = list(differences(yaml.safe_load(known.read_text(encoding="utf-8")), self.recipe.as_dict()))
+            if differing:
+                raise RunFolderError(
+                    problem(
+                        f"The folder {self.path} holds the run of another recipe",
+                        given="; ".join(differing[:8]),
+                        follows="Going on would replace what these keys concern",
+                        do="Give another folder with --out, or --update to redo the stages concerned and keep the others",
+                    )
+                )
+        elif not known.exists() and any(self.path.iterdir()) and not (self.path / MARKERS).exists():
+            strangers = sorted(p.name for p in self.path.iterdir() if p.name != LOCK)
+            if strangers:
+                raise RunFolderError(
+                    problem(
+                        f"The folder {self.path} isn't empty, and holds no run",
+                        given=", ".join(strangers[:5]),
+                        do="Give an empty or new folder with --out",
+                    )
+                )
+        write_text(known, self.recipe.as_yaml())
+
+    def done(self, name: str, made_from: Any) -> Stage | None:
+        """The stage, if it was done from the same inputs."""
+        marker = self._marker(name)
+        if not marker.exists():
+            return None
+        found = json.loads(marker.read_text(encoding="utf-8"))
+        if found["digest"] != digest(made_from):
+            return None
+        return Stage(name, found["value"], found["digest"], found["seconds"], reused=True)
+
+    def stage(self, name: str, made_from: Any, work: Callable[[Path], dict[str, Any]]) -> Stage:
+        """Do a stage, unless it was done from the same inputs.
+
+        Args:
+            name: of the stage, such as ``seeds/0/student``.
+            made_from: plain data; everything that decides what the stage gives.
+            work: does it, in a working folder of its own that survives an interruption; returns plain data.
+        """
+        stage = self.done(name, made_from)
+        if stage is None:
+            self._marker(name).unlink(missing_ok=True)
+            folder = self._work_folder(name, digest(made_from))
+            started = time.monotonic()
+            value = work(folder)
+            stage = Stage(name, value, digest(made_from), time.monotonic() - started, reused=False)
+            entry = {"digest": stage.digest, "seconds": stage.seconds, "value": value, "made_from": made_from}
+            write_text(self._marker(name), json.dumps(entry, indent=1, default=str))
+            shutil.rmtree(folder, ignore_errors=True)
+        self.stages.append(stage)
+        return stage
+
+    def _marker(self, name: str) -> Path:
+        return self.path / MARKERS / f"{name.replace('/', '-')}.json"
+
+    def _work_folder(self, name: str, made_from: str) -> Path:
+        """A folder for the stage's checkpoints; those of other inputs are removed."""
+        home = self.path / WORK / name.replace("/", "-")
+        for other in home.glob("*") if home.exists() else ():
+            if other.name != made_from:
+                shutil.rmtree(other, ignore_errors=True)
+        folder = home / made_from
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """``key: old -> new`` for everything that differs between two recipes, names apart."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in [*new, *(n for n in old if n not in new)]:
+            if key or name != "name":
+                yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from differences(a, b, f"{key}.{number}")
+    elif old != new:
+        yield f"{key}: {old} -> {new}"
+
+
+LOCK = ".lock"
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One run at a time in one folder, where the system has file locks; a killed run leaves no lock behind."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunFolderError(
+                problem(f"Another run is at work in {folder}", do="Wait for it, or give another folder with --out")
+            ) from None
+        yield
+
+
+@contextmanager
+def _full_disk_explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        code = error.errno if isinstance(error, OSError) else None
+        if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            raise RunFolderError(
+                problem(
+                    f"The disk of {folder} is full",
+                    follows="The last whole checkpoint is kept",
+                    do="Free some space and run the same command again: it goes on from there",
+                )
+            ) from error
+        raise

@@ -1,0 +1,168 @@
+"""From a trained student to what ships: the folder, the exported files, and what each of them costs to run."""
+
+import os
+import platform
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from potstill import export
+from potstill.evaluation import cost
+from potstill.evaluation.peak_memory import classifier_workload, peak_memory
+from potstill.evaluation.predict import Logits
+from potstill.metrics import scores
+from potstill.progress import Step
+from potstill.runs import replace_folder
+from potstill.tasks.base import quiet_transformers
+from potstill.workbench import Workbench
+
+FILES = {"onnx": ("ONNX", "model.onnx"), "onnx-int8": ("ONNX int8", "model-int8.onnx")}
+TOLERANCE = 1e-3  # of the float32 file's logits; what float32 leaves is a hundredth of it
+PACKAGES = ("potstill", "torch", "transformers", "accelerate", "datasets", "onnx", "onnxruntime")
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place: Path) -> None:
+    """A plain transformers folder, written beside and put in place as a whole."""
+    beside = place.with_name(f".{place.name}.new")
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    with quiet_transformers():
+        model.save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
+    replace_folder(beside, place)
+
+
+def export_student(
+    bench: Workbench, student: Path, logits: Logits, folder: Path, formats: Sequence[str], step: Step
+) -> list[dict[str, Any]]:
+    """Write each format, run it over the evaluated rows, and compare it with the student's logits."""
+    from potstill.export import OnnxModel, export_onnx, quantize_onnx, verify
+
+    model = bench.load(student).model
+    plain = export_onnx(model, bench.tokenizer, folder / FILES["onnx"][1])
+    files = {"onnx": plain}
+    if "onnx-int8" in formats:
+        files["onnx-int8"] = quantize_onnx(plain, folder / FILES["onnx-int8"][1])
+    split = bench.evaluated_on
+    order = np.argsort(-np.asarray(bench.rows[split]["length"]), kind="stable")
+    found = []
+    for number, name in enumerate(format for format in FILES if format in formats):
+        step(number, len(formats), None)
+        runner = OnnxModel(files[name], threads=torch.get_num_threads())
+        tolerance = TOLERANCE if name == "onnx" else None
+        batches = _batches(bench, split, order, 32)
+        made = verify(runner, batches, logits[order], problem=bench.task.problem, tolerance=tolerance)
+        found.append(
+            {
+                "key": name,
+                "title": FILES[name][0],
+                "file": f"{folder.name}/{files[name].name}",
+                "bytes": files[name].stat().st_size,
+                "max_logit_difference": made.max_logit_difference,
+                "agreement": made.agreement,
+                "metrics": scores(bench.task.problem, made.logits, bench.labels(split)[order]),
+            }
+        )
+    if "onnx" not in formats:
+        plain.unlink()
+    return found
+
+
+def _batches(bench: Workbench, split: str, order: Any, size: int) -> Iterator[Mapping[str, Any]]:
+    collate = bench.task.collator(bench.tokenizer)
+    for start in range(0, len(order), size):
+        yield collate(bench.rows[split].select(order[start : start + size].tolist()).to_list())
+
+
+def measure_cost(
+    bench: Workbench, models: Mapping[str, Path], exports: Mapping[str, Path], step: Step
+) -> dict[str, dict[str, Any]]:
+    """Parameters, bytes, MACs, latency, throughput and peak memory of models and exported files, by name.
+
+    Latency is measured in turns, round by round, on rows of the evaluated split as they come.
+    """
+    split = bench.evaluated_on
+    lengths = np.asarray(bench.rows[split]["length"])
+    order = list(range(len(lengths)))
+    random.Random(0).shuffle(order)
+    size = min(32, len(order))
+    batches = {1: list(_batches(bench, split, np.asarray(order[:64]), 1))}
+    batches[32] = list(_batches(bench, split, np.asarray(order[: size * max(1, min(16, len(order) // size))]), size))
+    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    loaded = {name: bench.load(path).model for name, path in models.items()}
+    runners: dict[str, Any] = {name: cost.torch_runner(model, device) for name, model in loaded.items()}
+    threads = torch.get_num_threads()
+    runners |= {name: export.OnnxModel(path, threads=threads) for name, path in exports.items()}
+    step(0, 2 + len(runners), None)
+    latency = cost.measure_latency(runners, batches)
+    mean, long = round(float(lengths.mean())), round(float(np.percentile(lengths, 95)))
+    found: dict[str, dict[str, Any]] = {}
+    for number, name in enumerate(runners):
+        step(1 + number, 2 + len(runners), None)
+        timed = {str(k): {"p50_ms": v.p50_ms, "p95_ms": v.p95_ms} for k, v in latency[name].items()}
+        found[name] = {"latency": timed, "throughput_per_s": latency[name][32].rows_per_s}
+        if name in loaded:
+            ids = torch.ones(1, mean, dtype=torch.long, device=device)
+            found[name] |= {
+                "parameters": cost.parameters(loaded[name]),
+                "bytes": cost.bytes_on_disk(models[name]),
+                "macs": cost.macs(loaded[name], {"input_ids": ids, "attention_mask": torch.ones_like(ids)}),
+                "macs_at": f"1 x {mean} tokens",
+            }
+            given = {"path": str(models[name]), "batch": size, "tokens": long, "device": device.type, "threads": threads}
+            found[name]["peak_memory_bytes"] = peak_memory(classifier_workload, given)
+        else:
+            given = {"path": str(exports[name]), "batch": size, "tokens": long, "threads": threads}
+            found[name]["peak_memory_bytes"] = peak_memory(export.onnx_workload, given)
+    return found
+
+
+def fingerprint(path: str) -> str:
+    """What decides a model's answers: for a local folder the digest of its weights, else its name."""
+    import hashlib
+
+    folder = Path(path)
+    if not folder.is_dir():
+        return path
+    found = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]):
+        if file.exists():
+            with file.open("rb") as opened:
+                found.update(hashlib.file_digest(opened, "sha256").digest())
+    return found.hexdigest()[:16]
+
+
+def hardware() -> dict[str, Any]:
+    """The machine that the numbers were made on."""
+    listing = Path("/proc/cpuinfo")
+    names = (
+        [line.partition(":")[2].strip() for line in listing.read_text(errors="replace").splitlines() if line.startswith("model name")]
+        if listing.exists()
+        else []
+    )
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        memory = None
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "memory_bytes": memory,
+    }
+
+
+def versions() -> dict[str, str]:
+    """The packages that made the numbers."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

