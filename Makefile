@@ -1,8 +1,8 @@
 # Every target does its own set-up: `make test` in a fresh clone is enough.
 #
-# The set-up takes packages from wherever your pip is configured to take them. On Linux, a plain `torch` brings CUDA with
-# it (several GB). For the CPU build instead, point pip at an index that carries it, for instance with PIP_INDEX_URL or
-# PIP_EXTRA_INDEX_URL, before the first `make`: constraints.txt pins the version, and both builds satisfy it.
+# The set-up takes packages from wherever your pip is configured to take them. On Linux, a plain `torch` brings CUDA
+# with it (several GB). For the CPU build instead, point pip at an index that carries it, for instance with
+# PIP_INDEX_URL or PIP_EXTRA_INDEX_URL, before the first `make`: both builds satisfy the version in constraints.txt.
 
 PYTHON ?= python3
 ARGS ?=

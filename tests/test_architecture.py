@@ -43,6 +43,8 @@ ORDER = (
     "runs",
     "progress",
     "workbench",
+    "prediction",
+    "evaluating",
     "shipping",
     "results",
     "pipeline",

@@ -13,10 +13,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill import export
+from potstill.checks import unknown_name
+from potstill.errors import ExportError
 from potstill.evaluation import cost
 from potstill.evaluation.peak_memory import classifier_workload, peak_memory
 from potstill.evaluation.predict import Logits
+from potstill.knowledge import inputs_for
 from potstill.metrics import scores
+from potstill.prediction import load_classifier
 from potstill.progress import Step
 from potstill.runs import replace_folder
 from potstill.tasks.base import quiet_transformers
@@ -70,6 +74,36 @@ def export_student(
         )
     if "onnx" not in formats:
         plain.unlink()
+    return found
+
+
+def export_folder(model: Path, folder: Path, formats: Sequence[str]) -> list[dict[str, Any]]:
+    """Write a classifier's folder as each format, and compare the files with it on made-up rows of several lengths."""
+    from potstill.export import OnnxModel, export_onnx, quantize_onnx, verify
+
+    unknown = [name for name in formats if name not in FILES]
+    if unknown:
+        raise ExportError(unknown_name("format", unknown[0], FILES))
+    task, loaded, tokenizer = load_classifier(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"onnx": export_onnx(loaded, tokenizer, folder / FILES["onnx"][1])}
+    if "onnx-int8" in formats:
+        files["onnx-int8"] = quantize_onnx(files["onnx"], folder / FILES["onnx-int8"][1])
+    random = torch.Generator().manual_seed(0)
+    words = loaded.config.vocab_size
+    ids = [torch.randint(words // 2, words, (4, length), generator=random) for length in (5, 9, 17, 33)]
+    batches = [{"input_ids": i, "attention_mask": torch.ones_like(i), "token_type_ids": torch.zeros_like(i)} for i in ids]
+    with torch.inference_mode():
+        logits = torch.cat([loaded(**inputs_for(loaded, batch)).logits for batch in batches]).numpy()
+    found = []
+    for name in formats:
+        tolerance = TOLERANCE if name == "onnx" else None
+        made = verify(OnnxModel(files[name]), batches, logits, problem=task.problem, tolerance=tolerance)
+        size = files[name].stat().st_size
+        entry = {"max_logit_difference": made.max_logit_difference, "agreement": made.agreement}
+        found.append({"key": name, "file": str(files[name]), "bytes": size, **entry})
+    if "onnx" not in formats:
+        files["onnx"].unlink()
     return found
 
 

@@ -55,8 +55,7 @@ class Workbench:
 
     def labels(self, split: str) -> np.ndarray[Any, Any]:
         """The labels of a split: [N] class numbers or values, or [N,V]."""
-        dtype = np.int64 if self.task.problem == "single_label" else np.float32
-        return np.asarray(self.rows[split]["labels"], dtype=dtype)
+        return label_array(self.rows[split], self.task.problem)
 
     @property
     def attention(self) -> str | None:
@@ -71,6 +70,11 @@ class Workbench:
         if loaded.model.config.pad_token_id is None:
             loaded.model.config.pad_token_id = self.tokenizer.pad_token_id
         return loaded
+
+
+def label_array(rows: Any, problem: str) -> np.ndarray[Any, Any]:
+    """The labels of encoded rows: [N] class numbers or values, or [N,V]."""
+    return np.asarray(rows["labels"], dtype=np.int64 if problem == "single_label" else np.float32)
 
 
 def model_path(name: str) -> str:
@@ -114,10 +118,10 @@ def _source(section: SourceSection) -> load.Source:
 
 def _labelled(recipe: Recipe, teacher: str, say: Say) -> tuple[dict[str, Any], TextClassification]:
     data = recipe.data
-    found = load.load(_source(data))
-    found, notes = load.missing_splits(found, validation=data.validation, test=data.test, seed=0)
+    found, notes = load.load_with_notes(_source(data))
     columns, guessed = prepare.guess_columns(found, data.columns.model_dump())
-    for note in [*notes, *guessed]:
+    found, cut = load.missing_splits(found, validation=data.validation, test=data.test, columns=columns)
+    for note in [*notes, *guessed, *cut]:
         say(note)
     if columns.label is None:
         raise DataError(problem("No column holds the labels", do="Name it with data.columns.label"))
@@ -137,8 +141,9 @@ def _labelled(recipe: Recipe, teacher: str, say: Say) -> tuple[dict[str, Any], T
 
 def _unlabelled(section: SourceSection, texts: dict[str, Any], say: Say) -> Any:
     """Rows without labels, those left out whose text is in an evaluated split."""
-    found = load.load(_source(section))
-    columns, notes = prepare.guess_columns(found, {}, labelled=False)
+    found, notes = load.load_with_notes(_source(section))
+    columns, guessed = prepare.guess_columns(found, {}, labelled=False)
+    notes += guessed
     for note in notes:
         say(f"unlabelled rows: {note}")
     held_out = [texts[split] for split in (VALIDATION, TEST) if split in texts]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from potstill.data.columns import normalised_text
 from potstill.data.reviews import DEFAULT_SOURCES, FILES, draw, read_reviews, reviews_options
 from potstill.errors import DataError
@@ -12,7 +13,11 @@ from potstill.errors import DataError
 def folder(tmp_path: Path) -> Path:
     for number, (source, file) in enumerate(FILES.items()):
         rows = [f"{row}\t{(row % 9 - 4) * 0.9 + 0.05:.3f}\tSentence {row} of {source}." for row in range(400)]
-        rows += [f"900\t{2.0 - number}\tIn  all FILES.", "901\t1.0\tin all files.", f"902\t3\tCafé &lt;3 &amp; {source}"]
+        rows += [
+            f"900\t{2.0 - number}\tIn  all FILES.",
+            "901\t1.0\tin all files.",
+            f"902\t3\tCafé &lt;3 &amp; {source}",
+        ]
         rows += [f"903\t0\tExactly nothing in {source}", "904\t2\t   "]
         (tmp_path / file).write_bytes("\r\n".join(rows).encode())
     return tmp_path
@@ -35,7 +40,9 @@ def test_rows(folder: Path) -> None:
 
 
 def test_equal_sentences_are_kept_once(folder: Path) -> None:
-    found = [row for split in read_reviews(folder, list(FILES)).values() for row in split if "FILES" in row["text"].upper()]
+    found = [
+        row for split in read_reviews(folder, list(FILES)).values() for row in split if "FILES" in row["text"].upper()
+    ]
     assert [row["id"] for row in found] == ["film-900"]
 
 

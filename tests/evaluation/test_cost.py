@@ -95,15 +95,15 @@ def test_weights_are_four_bytes_a_parameter(tmp_path: Path) -> None:
 
 def test_models_take_turns_on_the_same_batches() -> None:
     calls: list[tuple[str, int]] = []
-    runners = {name: lambda batch, name=name: calls.append((name, batch["number"])) for name in "abc"}
-    measured = measure_latency(runners, {1: [{"number": 0}, {"number": 1}]}, rounds=6, warmup=1)
+    runners = {name: lambda batch, name=name: calls.append((name, batch["number"][0])) for name in "abc"}
+    measured = measure_latency(runners, {1: [{"number": [0]}, {"number": [1]}]}, rounds=6, warmup=1)
     rounds = [calls[start : start + 3] for start in range(0, len(calls), 3)]
     assert len(rounds) == 7
     assert all({name for name, _ in one} == set("abc") for one in rounds)
     assert all(len({number for _, number in one}) == 1 for one in rounds), "one batch a round"
     assert [one[0][1] for one in rounds] == [1, 0, 1, 0, 1, 0, 1]
     assert [one[0][0] for one in rounds[1:]] == list("abcabc"), "each begins as often as the others"
-    assert all(measured[name][1]["n"] == 6 for name in "abc")
+    assert all(measured[name][1].n == 6 for name in "abc")
 
 
 def clocked(monkeypatch: pytest.MonkeyPatch) -> list[float]:
@@ -117,26 +117,26 @@ def test_numbers_of_a_known_runner(monkeypatch: pytest.MonkeyPatch) -> None:
     now = clocked(monkeypatch)
 
     def run(batch: Any) -> None:
-        now[0] += batch["seconds"]
+        now[0] += batch["seconds"][0]
 
-    batches = [{"seconds": seconds} for seconds in (0.010, 0.020, 0.030, 0.040)]
+    batches = [{"seconds": [seconds] * 32} for seconds in (0.010, 0.020, 0.030, 0.040)]
     latency = measure_latency({"a": run}, {32: batches}, rounds=4, warmup=3, budget_seconds=1e9)["a"][32]
-    assert latency["p50_ms"] == pytest.approx(25.0)
-    assert latency["p95_ms"] == pytest.approx(np.percentile([10, 20, 30, 40], 95))
-    assert latency["rows_per_s"] == pytest.approx(4 * 32 / 0.1)
-    assert latency["n"] == 4
+    assert latency.p50_ms == pytest.approx(25.0)
+    assert latency.p95_ms == pytest.approx(np.percentile([10, 20, 30, 40], 95))
+    assert latency.rows_per_s == pytest.approx(4 * 32 / 0.1)
+    assert latency.n == 4
 
 
 def test_the_budget_ends_a_size_but_not_before_its_third_round(monkeypatch: pytest.MonkeyPatch) -> None:
     now = clocked(monkeypatch)
 
     def run(batch: Any) -> None:
-        now[0] += batch["seconds"]
+        now[0] += batch["seconds"][0]
 
-    sizes = {1: [{"seconds": 1.0}], 32: [{"seconds": 30.0}]}
+    sizes = {1: [{"seconds": [1.0]}], 32: [{"seconds": [30.0]}]}
     measured = measure_latency({"a": run, "b": run}, sizes, rounds=100, warmup=1, budget_seconds=40.0)
-    assert measured["a"][1]["n"] == measured["b"][1]["n"] == 10
-    assert measured["a"][32]["n"] == 3
+    assert measured["a"][1].n == measured["b"][1].n == 10
+    assert measured["a"][32].n == 3
 
 
 def test_latency_of_real_models() -> None:
@@ -144,9 +144,9 @@ def test_latency_of_real_models() -> None:
     batches = {1: [inputs(1, 5), inputs(1, 9)], 8: [inputs(8, 30)]}
     measured = measure_latency(runners, batches, rounds=8, budget_seconds=20)
     for sizes in measured.values():
-        assert all(0 < latency["p50_ms"] <= latency["p95_ms"] for latency in sizes.values())
-    assert measured["small"][8]["p50_ms"] < measured["large"][8]["p50_ms"]
-    assert measured["small"][8]["rows_per_s"] > measured["large"][8]["rows_per_s"]
+        assert all(0 < latency.p50_ms <= latency.p95_ms for latency in sizes.values())
+    assert measured["small"][8].p50_ms < measured["large"][8].p50_ms
+    assert measured["small"][8].rows_per_s > measured["large"][8].rows_per_s
 
 
 def test_no_batches_is_an_error() -> None:

@@ -136,23 +136,7 @@ def missing_splits(
     if not wanted:
         return dataset, []
     train = dataset["train"]
-    groups: dict[str, list[int]] = {}
-    for row, key in enumerate(_keys(train, columns)):
-        groups.setdefault(key, []).append(row)
-    drawn = sorted(groups, key=lambda key: hashlib.sha256(f"{seed}\n{key}".encode()).digest(), reverse=True)
-    cut: dict[str, list[int]] = {name: [] for name in wanted}
-    for split, share in wanted.items():
-        while drawn and len(cut[split]) < max(1, round(share * len(train))):
-            cut[split] += groups[drawn.pop()]
-    cut["train"] = [row for key in drawn for row in groups[key]]
-    if not all(cut.values()):
-        raise DataError(
-            problem(
-                f"The {len(train)} rows of train, {len(groups)} of them different, are too few to cut "
-                f"{' and '.join(wanted)} from",
-                do="Give these splits as files, or more rows",
-            )
-        )
+    cut = _cut(_keys(train, columns), wanted, seed)
     made = {name: train.select(sorted(rows)) for name, rows in cut.items()}
     notes = [
         f"{name}: {len(made[name])} of the {len(train)} rows of train, cut off by a fixed draw (seed {seed}); "
@@ -162,15 +146,38 @@ def missing_splits(
     return DatasetDict({**dataset, **made}), notes
 
 
-def overlap(dataset: DatasetDict, columns: TextColumns | Sequence[str]) -> dict[tuple[str, str], int]:
-    """(split, later split) -> how many rows of the later one have a text that stands in the former too.
+def _cut(keys: Sequence[str], shares: Mapping[str, float], seed: int) -> dict[str, list[int]]:
+    """Row numbers of each split and of what stays in train; rows with one key stay together."""
+    groups: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        groups.setdefault(key, []).append(row)
+    drawn = sorted(groups, key=lambda key: hashlib.sha256(f"{seed}\n{key}".encode()).digest(), reverse=True)
+    cut: dict[str, list[int]] = {name: [] for name in shares}
+    for split, share in shares.items():
+        while drawn and len(cut[split]) < max(1, round(share * len(keys))):
+            cut[split] += groups[drawn.pop()]
+    cut["train"] = [row for key in drawn for row in groups[key]]
+    if not all(cut.values()):
+        raise DataError(
+            problem(
+                f"The {len(keys)} rows of train, {len(groups)} of them different, are too few to cut "
+                f"{' and '.join(shares)} from",
+                do="Give these splits as files, or more rows",
+            )
+        )
+    return cut
 
-    Only pairs with such rows are listed; case and white space don't count. Both texts of a pair must be equal.
+
+def overlap(dataset: DatasetDict, columns: TextColumns | Sequence[str]) -> dict[tuple[str, str], int]:
+    """(split, other split) -> how many rows of the other one have a text that stands in the first too.
+
+    Only pairs with such rows are listed, an evaluated split second. Case and white space don't count; both texts of a
+    pair must be equal.
     """
     names = columns.texts if isinstance(columns, TextColumns) else columns
     # Transfer text may lack the second text of a pair: nothing there to compare.
     whole = {name: rows for name, rows in dataset.items() if set(names) <= set(rows.column_names)}
-    keys = {name: _keys(rows, columns) for name, rows in whole.items()}
+    keys = {name: _keys(whole[name], columns) for name in sorted(whole, key=("validation", "test").count)}
     sets = {name: set(texts) for name, texts in keys.items()}
     counts = {(a, b): sum(text in sets[a] for text in keys[b]) for a, b in combinations(keys, 2)}
     return {pair: count for pair, count in counts.items() if count}
@@ -179,10 +186,10 @@ def overlap(dataset: DatasetDict, columns: TextColumns | Sequence[str]) -> dict[
 def overlap_warnings(dataset: DatasetDict, columns: TextColumns | Sequence[str]) -> list[str]:
     """`overlap` in words, for the splits that are evaluated: numbers on texts seen in training flatter a model."""
     return [
-        f"{count} of the {len(dataset[later])} rows of {later} have a text that stands in {former} too: "
-        f"the numbers on {later} will look better than they are"
-        for (former, later), count in overlap(dataset, columns).items()
-        if later in ("validation", "test") or former in ("validation", "test")
+        f"{count} of the {len(dataset[evaluated])} rows of {evaluated} have a text that stands in {other} too: "
+        f"the numbers on {evaluated} may look better than they are"
+        for (other, evaluated), count in overlap(dataset, columns).items()
+        if evaluated in ("validation", "test")
     ]
 
 

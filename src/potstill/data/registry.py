@@ -8,6 +8,7 @@
 - `run_pip` is the one place that starts a process; tests replace it.
 """
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -183,12 +184,13 @@ class _Shown:
             self.bar.stop()
 
     def update(self) -> None:
-        """Show the bytes that have arrived. pip keeps a file in a temporary folder first, so the larger copy counts."""
+        """Show the bytes that have arrived. pip keeps a file in a temporary folder first, so the larger copy counts.
+
+        pip makes and removes files and folders meanwhile: what is gone when we look at it counts as nothing.
+        """
         arrived: dict[str, int] = {}
-        for path in self.folder.rglob("*"):
-            if path.name in self.filenames:
-                try:
-                    arrived[path.name] = max(arrived.get(path.name, 0), path.stat().st_size)
-                except OSError:  # pip has just moved it
-                    continue
+        for folder, _, files in os.walk(self.folder):  # unlike rglob, it passes over a folder that has just gone
+            for name in self.filenames & set(files):
+                with contextlib.suppress(OSError):
+                    arrived[name] = max(arrived.get(name, 0), os.stat(os.path.join(folder, name)).st_size)
         self.bar.update(self.task, completed=min(sum(arrived.values()), self.size))

@@ -15,8 +15,9 @@ Decisions held here:
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,8 @@ TOKENIZER = (
 OLD_TOKENIZER = ("vocab.txt", "vocab.json", "merges.txt", "*.model")
 
 
-class Latency(TypedDict):
+@dataclass(frozen=True)
+class Latency:
     """How long one call takes: the median and the 95th percentile in milliseconds, the number of calls that were timed,
     and the rows a second over all of them together."""
 
@@ -146,7 +148,7 @@ def measure_latency(
         if not batches:
             raise DataError(problem("Latency is measured on at least one batch", given=f"none of {size} rows"))
         for name, seconds in _timed_rounds(runners, batches, rounds, warmup, share).items():
-            result[name][size] = _latency(seconds, size)
+            result[name][size] = _latency(seconds, batches)
     return result
 
 
@@ -169,12 +171,12 @@ def _timed_rounds(
     return seconds
 
 
-def _latency(seconds: list[float], size: int) -> Latency:
-    """The summary of one model's calls on batches of `size` rows."""
+def _latency(seconds: list[float], batches: Sequence[Batch]) -> Latency:
+    """The summary of one model's calls, which took `batches` in turn."""
     p50, p95 = np.percentile(seconds, [50, 95]) * 1e3
-    return Latency(
-        p50_ms=float(p50), p95_ms=float(p95), n=len(seconds), rows_per_s=size * len(seconds) / max(sum(seconds), 1e-12)
-    )
+    # Counted, since small data may have no batch of the size that was asked for.
+    rows = sum(len(next(iter(batches[number % len(batches)].values()))) for number in range(len(seconds)))
+    return Latency(float(p50), float(p95), len(seconds), rows / max(sum(seconds), 1e-12))
 
 
 def _inputs(model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:

@@ -8,11 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from potstill.export.comparison import Verification, verify
     from potstill.export.model_card import write_model_card
     from potstill.export.onnx import export_onnx
     from potstill.export.quantize import quantize_onnx
     from potstill.export.runtime import OnnxModel, onnx_workload
-    from potstill.export.comparison import Verification, verify
 
 __all__ = [
     "OnnxModel",

@@ -143,8 +143,9 @@ def _notes(results: Mapping[str, Any]) -> str:
     if any((model.get("retained") or {}).get("mean") is not None for model in results.get("models") or []):
         name = (results.get("metrics") or {}).get(results.get("primary"), {}).get("name", "primary metric")
         notes.append(f"Retained is the share of the teacher's {name.lower()}.")
-    student: Mapping[str, Any] = next((model for model in results.get("models") or [] if model.get("key") == "student"), {})
-    if len(seeds := student.get("seeds") or []) > 1:
+    models: Sequence[Mapping[str, Any]] = results.get("models") or []
+    seeds = next((model.get("seeds") or [] for model in models if model.get("key") == "student"), [])
+    if len(seeds) > 1:
         notes.append(f"The student's numbers are means over {len(seeds)} seeds; the weights here are of one of them.")
     return " ".join(notes)
 

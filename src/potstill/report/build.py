@@ -153,7 +153,9 @@ def _page(results: Results, style: str) -> dict[str, Any]:
         "outcome": OUTCOMES[_outcome(results)],
         "headline": verdict.get("headline"),
         "sentences": verdict.get("sentences") or [],
-        "highlights": [{"note": "", **card} for card in results.get("highlights") or []],
+        "highlights": [
+            {"note": "", "label": "", **card} for card in results.get("highlights") or [] if card.get("value")
+        ],
         "main": tables.main_table(results),
         "who": _who(results),
         "comparisons": tables.comparison_table(results),

@@ -191,7 +191,7 @@ def stage_table(results: Results) -> Table | None:
     stages = (results.get("run") or {}).get("stages") or []
     rows = [
         Row(
-            formats.tidy(stage["name"]),
+            formats.tidy(stage.get("name") or ""),
             (Cell(formats.duration(stage.get("seconds")), "taken over from before" if stage.get("reused") else ""),),
         )
         for stage in stages

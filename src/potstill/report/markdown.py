@@ -89,8 +89,9 @@ def markdown_page(results: Results, outcome: str) -> str:
         "",
         *(line for sentence in verdict.get("sentences") or [] for line in (escape(sentence), "")),
         *_facts(
-            (card["value"], f"{card['label']}. {card.get('note') or ''}".strip())
+            (card["value"], f"{card.get('label') or ''}. {card.get('note') or ''}".strip())
             for card in results.get("highlights") or []
+            if card.get("value")
         ),
         *_section("The models", _table(tables.main_table(results))),
         *_section("Differences", _table(tables.comparison_table(results))),

@@ -1,12 +1,14 @@
 """What every task provides: the loading of its models, batches, and the meaning of labels and outputs."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import datasets
 import torch
 import transformers
 from datasets import Dataset
@@ -18,6 +20,8 @@ from potstill.errors import ModelError
 from potstill.objective import Defaults
 
 Batch = dict[str, Tensor]
+Rows = Dataset
+"""Encoded rows: what `Task.encode` gives, with random access."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,19 @@ def quiet_transformers() -> Iterator[None]:
         transformers.logging.set_verbosity(verbosity)
         if bars:
             transformers.logging.enable_progress_bar()
+
+
+@contextmanager
+def bars_on_a_terminal() -> Iterator[None]:
+    """Let datasets show its bars on a terminal, and be quiet in a pipe."""
+    disabled = datasets.are_progress_bars_disabled()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not disabled:
+            datasets.enable_progress_bars()
 
 
 def load_pretrained(

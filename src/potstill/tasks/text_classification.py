@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from potstill.objective import Defaults
-from potstill.tasks.base import Batch, LoadedModel, load_pretrained
+from potstill.tasks.base import Batch, LoadedModel, bars_on_a_terminal, load_pretrained
 
 IGNORED = -100
 PROBLEM_TYPES = {
@@ -92,7 +92,8 @@ class TextClassification:
             return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
 
         drop = [name for name in rows.column_names if name != "labels"]
-        return rows.map(tokens, batched=True, remove_columns=drop, desc="encoding")
+        with bars_on_a_terminal():
+            return rows.map(tokens, batched=True, remove_columns=drop, desc="encoding")
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[Mapping[str, Any]]], Batch]:
         """Pads to the longest row of the batch, on the tokenizer's side."""

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from potstill.objective import Objective
-from potstill.tasks.base import Task
+from potstill.tasks.base import Rows, Task
 from potstill.training.checkpoints import latest, load_weights, prune, save_weights
 from potstill.training.settings import Precision, TrainSettings
 from potstill.training.trainer import DistillationTrainer, Evaluator
@@ -44,7 +43,7 @@ class Lesson:
 
     task: Task
     tokenizer: PreTrainedTokenizerBase
-    rows: Dataset
+    rows: Rows
     objective: Objective
     teacher: PreTrainedModel | None = None
     evaluator: Evaluator | None = None

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -23,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from potstill.checks import problem
 from potstill.errors import TrainingError
 from potstill.objective import Objective, Parts
-from potstill.tasks.base import Task
+from potstill.tasks.base import Rows, Task
 from potstill.training.checkpoints import load_weights, mark_complete, prune, save_weights
 from potstill.training.distiller import Distiller
 from potstill.training.sampler import LengthGroupedSampler
@@ -60,7 +59,7 @@ class DistillationTrainer(Trainer):
         objective: Objective,
         task: Task,
         tokenizer: PreTrainedTokenizerBase,
-        train_dataset: Dataset,
+        train_dataset: Rows,
         *,
         teacher: PreTrainedModel | None = None,
         args: TrainingArguments | None = None,
@@ -92,13 +91,13 @@ class DistillationTrainer(Trainer):
 
     # ---- data
 
-    def _remove_unused_columns(self, dataset: Dataset, description: str | None = None) -> Dataset:
+    def _remove_unused_columns(self, dataset: Rows, description: str | None = None) -> Rows:
         return dataset  # each model picks its own inputs, and the teacher's may not be the student's
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         return data_collator
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
+    def _get_train_sampler(self, train_dataset: Rows | None = None) -> LengthGroupedSampler:
         rows = train_dataset if train_dataset is not None else self.train_dataset
         known = self.group_by_length and "length" in rows.column_names
         lengths = list(rows["length"]) if known else None

@@ -1,0 +1,21 @@
+"""`potstill report`: the report of a finished run, made anew from its results.json."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]) -> None:
+    """Write report.html and report.md again from results.json, and print the verdict."""
+    from rich.console import Console
+
+    from potstill.cli.summary import print_summary
+    from potstill.pipeline import finished_results
+    from potstill.report import write_report
+
+    results = finished_results(run)
+    html, markdown = write_report(results, run)
+    console = Console()
+    print_summary(results, console)
+    console.print(f"\n{html}\n{markdown}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,36 @@
+"""A run's results as a few lines: the verdict, and the table of models and files."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_summary(results: Mapping[str, Any], console: Console) -> None:
+    """Print what `results.json` holds of the models, their cost and the verdict."""
+    key = results["primary"]
+    metric = results["metrics"][key]
+    scale, digits = (100, 2) if metric["percent"] else (1, 4)
+    table = Table(box=None, pad_edge=False)
+    for name in ("", f"{metric['name'].lower()}{' %' * metric['percent']}", "95 % interval", "agrees with teacher", "MB", "ms (1)", "ms (32)"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    for model in results["models"]:
+        found = model["metrics"][key]
+        low, high = (f"{scale * end:.{digits}f}" for end in found["interval"])
+        spread = f" ± {scale * found['std']:.{digits}f}" if found["std"] is not None else ""
+        agreement = f"{100 * model['agreement']['mean']:.1f} %" if model["agreement"] else ""
+        table.add_row(model["title"], f"{scale * found['mean']:.{digits}f}{spread}", f"{low} to {high}", agreement, *_cost(model["cost"]))
+    for made in results["exports"]:
+        table.add_row(made["title"], f"{scale * made['metrics'][key]:.{digits}f}", "", "", *_cost(made))
+    console.print()
+    console.print(table)
+    console.print(f"\n{results['verdict']['headline']}", style="bold", highlight=False)
+
+
+def _cost(cost: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    if not cost:
+        return "", "", ""
+    latency = cost.get("latency")
+    times = (f"{latency[size]['p50_ms']:.1f}" for size in ("1", "32")) if latency else ("", "")
+    return (f"{cost['bytes'] / 1e6:.1f}", *times)

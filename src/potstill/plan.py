@@ -1,0 +1,268 @@
+"""`plan`: a dry run. Everything is loaded, checked, bound and tried on a few batches; nothing is trained.
+
+The seconds come from timing those batches here (forward and backward, without an optimiser step); the bytes of activations
+from counting what autograd keeps for the backward pass. Both are of this machine, and estimates.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from potstill.knowledge.architectures import ModelShape, describe
+from potstill.mappings import EMBEDDINGS
+from potstill.objective import BoundObjective
+from potstill.progress import Progress, Silent
+from potstill.recipe import Recipe, load_recipe
+from potstill.training import Distiller, TrainSettings, detect_precision
+from potstill.training.stages import total_steps
+from potstill.workbench import (
+    LABELS_ONLY,
+    TRAIN,
+    Workbench,
+    needed_bytes,
+    preflight,
+    prepare_workbench,
+)
+
+TRIED = 4  # batches that are timed, after one that isn't
+ADAM = 4 * 4  # bytes a parameter: weight, gradient, two moments
+
+
+@dataclass(frozen=True)
+class PlannedTerm:
+    """A term as it will be computed."""
+
+    name: str
+    loss: str
+    weight: str
+    pairs: tuple[tuple[str, str], ...]
+    shape: str
+    projection: str | None
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One piece of training: its terms, steps and estimated seconds."""
+
+    title: str
+    terms: tuple[PlannedTerm, ...]
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do, and about what it would take."""
+
+    recipe: Recipe
+    teacher: ModelShape
+    student: ModelShape
+    parameters: Mapping[str, int]
+    rows: Mapping[str, int]
+    classes: Sequence[str]
+    precision: str
+    taps: Mapping[str, str]
+    stages: Sequence[PlannedStage]
+    memory: Mapping[str, int]
+    disk: int
+    notes: Sequence[str] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Of all training; evaluation and export come on top."""
+        return sum(stage.seconds for stage in self.stages)
+
+
+def plan(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Plan:
+    """Plan a run without training anything. Raises what `run` would raise before training."""
+    loaded = load_recipe(recipe, overrides)
+    notes: list[str] = []
+    bench = prepare_workbench(loaded, notes.append)
+    found = preflight(bench)
+    precision = detect_precision(loaded.distill[0].train.precision)
+    trials = {}
+    with (progress or Silent()).stage("trying a few batches") as step:
+        pairs = {"teacher": (found.teacher, None), "student": (found.student, None)}
+        for number, (name, (model, _)) in enumerate(pairs.items()):
+            step(number, 2 + len(found.stages), None)
+            trials[name] = _try(Distiller(model, LABELS_ONLY, bench.task), bench, _batch_size(loaded, name), precision.bfloat16)
+        for number, stage in enumerate(loaded.distill):
+            step(2 + number, 2 + len(found.stages), None)
+            dtype = torch.bfloat16 if precision.bfloat16 else None
+            distiller = Distiller(found.student, stage.objective(), bench.task, found.teacher, teacher_dtype=dtype)
+            trials[f"distill {number}"] = _try(distiller, bench, stage.train.batch_size, precision.bfloat16)
+    sizes = {"teacher": _parameters(found.teacher), "student": _parameters(found.student)}
+    activations = max(trial.activations for trial in trials.values())
+    trained = max(sizes["student"], sizes["teacher"] if loaded.teacher.train else 0)
+    return Plan(
+        recipe=loaded,
+        teacher=describe(found.teacher),
+        student=describe(found.student),
+        parameters=sizes,
+        rows={split: len(rows) for split, rows in bench.rows.items()},
+        classes=bench.task.names if bench.task.problem != "regression" else (),
+        precision=f"{precision.name}: {precision.why}",
+        taps=_taps(found.stages),
+        stages=_stages(loaded, bench, found.stages, trials),
+        memory={
+            "weights, gradients and Adam's moments": ADAM * trained,
+            "the teacher beside them": (2 if precision.bfloat16 else 4) * sizes["teacher"],
+            "activations kept for the backward pass": activations,
+        },
+        disk=needed_bytes(found, loaded),
+        notes=notes,
+    )
+
+
+@dataclass(frozen=True)
+class _Trial:
+    seconds: float  # of one micro-batch, forward and backward
+    activations: int  # bytes kept for the backward pass
+
+
+def _batch_size(recipe: Recipe, name: str) -> int:
+    settings = recipe.teacher.train if name == "teacher" and recipe.teacher.train else recipe.distill[0].train
+    return int(settings.batch_size)
+
+
+def _try(distiller: Distiller, bench: Workbench, size: int, bfloat16: bool) -> _Trial:
+    """Forward and backward on a few batches of typical length, with the gradients thrown away."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    distiller.to(device).train()
+    rows, collate = bench.rows[TRAIN], bench.task.collator(bench.tokenizer)
+    order = np.argsort(np.asarray(rows["length"]), kind="stable")
+    starts = np.linspace(0, max(0, len(order) - size), TRIED + 1).astype(int)
+    batches = [collate(rows.select(order[s : s + size].tolist()).to_list()) for s in starts]
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    weights = {p.untyped_storage().data_ptr() for p in distiller.parameters()}
+    seconds = []
+    for number, batch in enumerate([batches[-1], *batches[:-1]]):  # the longest first: it is the one that must fit
+        started = time.perf_counter()
+        on_device = {name: value.to(device) for name, value in batch.items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            with torch.autograd.graph.saved_tensors_hooks(count if number == 0 else _same, _same):
+                total = distiller(on_device).total
+        total.backward()
+        seconds.append(time.perf_counter() - started)
+        distiller.zero_grad(set_to_none=True)
+    distiller.eval()
+    activations = sum(size for pointer, size in kept.items() if pointer not in weights)
+    return _Trial(float(np.mean(seconds[1:])), activations)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _parameters(model: PreTrainedModel) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _layer(number: int) -> str:
+    return "embeddings" if number == EMBEDDINGS else str(number)
+
+
+def _terms(objective: BoundObjective) -> tuple[PlannedTerm, ...]:
+    found = []
+    sizes = objective.projections()
+    for term in objective.terms:
+        kinds = {sizes[term.projector_name(pair)] for pair in term.pairs} if term.project else set()
+        projection = ", ".join(f"{kind} {a} to {b}" for kind, a, b in sorted(kinds)) or None
+        found.append(
+            PlannedTerm(
+                name=term.name,
+                loss=getattr(term.loss, "__name__", "a function"),
+                weight=_weight(term.weight),
+                pairs=tuple((_layer(a), _layer(b)) for a, b in term.pairs),
+                shape=_shape(term.kind, objective),
+                projection=projection,
+            )
+        )
+    return tuple(found)
+
+
+def _weight(weight: Any) -> str:
+    start, end = weight(0.0), weight(1.0)
+    return f"{start:g}" if start == end else f"{start:g} to {end:g}"
+
+
+def _shape(kind: str, objective: BoundObjective) -> str:
+    """What is compared, student's first: [B,S,384] with [B,S,768]."""
+
+    def of(model: ModelShape | None) -> str:
+        if model is None or kind == "labels":
+            return "[B,V]"
+        head = model.width // model.heads
+        return {
+            "logits": "[B,V]",
+            "hidden": f"[B,S,{model.width}]",
+            "attention": f"[B,{model.heads},S,S]",
+        }.get(kind, f"[B,{model.heads},S,{head}]")
+
+    if kind == "labels":
+        return "[B,V] with labels"
+    return f"{of(objective.student)} with {of(objective.teacher)}"
+
+
+def _taps(stages: Sequence[BoundObjective]) -> dict[str, str]:
+    """What is tapped in each model, over all stages."""
+    found = {}
+    for side in ("student", "teacher"):
+        parts = []
+        needs = stages[0].needs(side)
+        for stage in stages[1:]:
+            needs |= stage.needs(side)
+        for kind in ("hidden", "attention", "queries", "keys", "values"):
+            layers = sorted(getattr(needs, kind))
+            if layers:
+                parts.append(f"{kind} of {', '.join(map(_layer, layers))}")
+        found[side] = "; ".join(parts) or ("logits only" if needs.logits else "nothing")
+    return found
+
+
+def _stages(
+    recipe: Recipe, bench: Workbench, objectives: Sequence[BoundObjective], trials: Mapping[str, _Trial]
+) -> list[PlannedStage]:
+    seeds, transfer = recipe.evaluate.seeds, len(bench.transfer)
+    cut = recipe.teacher.train is not None and recipe.student.origin == "teacher" and recipe.evaluate.pretrained_baseline
+    twins = recipe.evaluate.baseline * (1 + cut)
+    labels = _terms(bench_labels(objectives[0], bench))
+    found = []
+
+    def add(title: str, terms: tuple[PlannedTerm, ...], settings: TrainSettings, rows: int, trial: str, times: int) -> None:
+        steps = total_steps(settings, rows)[0]
+        seconds = steps * settings.accumulation * trials[trial].seconds * times
+        found.append(PlannedStage(title if times == 1 else f"{title}, {times} times", terms, steps, seconds))
+
+    if recipe.teacher.train is not None:
+        add("teacher", labels, recipe.teacher.train, len(bench.rows[TRAIN]), "teacher", 1)
+    for number, (stage, objective) in enumerate(zip(recipe.distill, objectives, strict=True)):
+        name = "distill" if len(recipe.distill) == 1 else f"distill {number + 1}"
+        add(f"student: {name}", _terms(objective), stage.train, transfer, f"distill {number}", seeds)
+        if twins:
+            add(f"baselines: {name}", labels, stage.train, transfer, "student", seeds * twins)
+    if recipe.refine is not None:
+        add("refine", labels, recipe.refine.train, transfer, "student", seeds * (1 + twins))
+    return found
+
+
+def bench_labels(objective: BoundObjective, bench: Workbench) -> BoundObjective:
+    """The labels-only objective, bound as the baselines have it."""
+    return LABELS_ONLY.bind(objective.student, None, bench.task.defaults())

@@ -1,0 +1,53 @@
+"""What a finished model says of texts: the class names of its config, and its probabilities."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from potstill.checks import problem
+from potstill.errors import ModelError
+from potstill.knowledge import inputs_for
+from potstill.tasks import TextClassification, load_tokenizer
+from potstill.tasks.text_classification import PROBLEM_TYPES
+
+
+def load_classifier(folder: Path) -> tuple[TextClassification, PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model that was trained to classify, with the task that its config tells of, and its tokenizer.
+
+    Raises `ModelError` for a folder without a model, or with a head that was never trained.
+    """
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            problem(f"{folder} holds no model", given="no config.json", do="Name a folder such as runs/reviews/student")
+        )
+    config = AutoConfig.from_pretrained(folder)
+    kinds = {kind: name for name, kind in PROBLEM_TYPES.items()}
+    names = tuple(str(config.id2label[number]) for number in sorted(config.id2label))
+    task = TextClassification(kinds.get(config.problem_type or "", "single_label"), names)
+    loaded = task.load(folder)
+    if loaded.new_parameters:
+        raise ModelError(problem(f"{folder} holds no trained classifier", given=", ".join(loaded.new_parameters[:3])))
+    return task, loaded.model, load_tokenizer(folder)
+
+
+def predict(folder: Path, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[list[tuple[str, float]]]:
+    """For each text (name, probability), most probable first; several labels: those above a half; regression: the value.
+
+    Raises `ModelError` for a folder without a model, and when texts and pairs differ in number.
+    """
+    if pairs and len(pairs) != len(texts):
+        given = f"{len(texts)} texts, {len(pairs)} seconds"
+        raise ModelError(problem("Every text of a pair needs its second", given=given))
+    task, model, tokenizer = load_classifier(folder)
+    encoded = tokenizer(list(texts), *([list(pairs)] if pairs else []), padding=True, truncation=True, return_tensors="pt")
+    with torch.inference_mode():
+        logits = model(**inputs_for(model, encoded)).logits
+    if task.problem == "regression":
+        return [[(task.names[0], float(value))] for value in logits[:, 0]]
+    chances = logits.softmax(-1) if task.problem == "single_label" else logits.sigmoid()
+    ranked = [sorted(zip(task.names, row.tolist(), strict=True), key=lambda pair: -pair[1]) for row in chances]
+    if task.problem == "single_label":
+        return ranked
+    return [[pair for pair in row if pair[1] > 0.5] or [("none", 1 - row[0][1])] for row in ranked]
