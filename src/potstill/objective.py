@@ -10,7 +10,7 @@ accumulation changes the loss or its gradient.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor, nn
@@ -106,10 +106,13 @@ class Parts:
 
 
 class Objective:
-    """The weighted sum of terms. Write it, `bind` it to the shapes of two models, and call it with their knowledge."""
+    """The weighted sum of terms. Write it, `bind` it to the shapes of two models, and call it with their knowledge.
+
+    A term may be written as in a recipe too, as a mapping in which the options of its loss stand beside the other keys.
+    """
 
     def __init__(self, terms: Sequence[Term | Mapping[str, Any]]) -> None:
-        self.terms = tuple(term if isinstance(term, Term) else Term(**term) for term in terms)
+        self.terms = tuple(term if isinstance(term, Term) else _written(term) for term in terms)
 
     def bind(
         self, student: ModelShape, teacher: ModelShape | None = None, defaults: Defaults | None = None
@@ -232,6 +235,15 @@ def _values(
     return values
 
 
+def _written(term: Mapping[str, Any]) -> Term:
+    """A term from a mapping; what is no field of `Term` is an option of its loss, and checked as one by `bind`."""
+    if "knowledge" not in term:
+        raise RecipeError(problem("A term needs the key 'knowledge'", given=dict(term), do=f"Known: {', '.join(KINDS)}"))
+    known = {f.name for f in fields(Term)}
+    options = {key: value for key, value in term.items() if key not in known} | dict(term.get("options", {}))
+    return Term(**{key: value for key, value in term.items() if key in known} | {"options": options})
+
+
 def _name(terms: Sequence[Term], index: int) -> str:
     """``hidden``, or ``hidden 2`` for the second term of a kind."""
     kind = terms[index].knowledge
@@ -289,10 +301,10 @@ def _loss(term: Term, defaults: Defaults) -> Callable[..., Tensor]:
 def _options(term: Term, loss: Callable[..., Tensor]) -> dict[str, Any]:
     """The term's further arguments, bound to the loss's signature."""
     known = set(inspect.signature(loss).parameters) - set(OURS)
-    for key in term.options:
-        if key not in known:
-            fields = ("loss", "layers", "weight", "temperature", "project")
-            raise RecipeError(unknown_name(f"key of a term with '{loss.__name__}'", key, {*known, *fields}))
+    fields = ("knowledge", "loss", "layers", "weight", "temperature", "project")
+    what = f"key of a term with '{loss.__name__}'"
+    if wrong := [unknown_name(what, key, {*known, *fields}) for key in term.options if key not in known]:
+        raise RecipeError(" ".join(wrong))
     return dict(term.options)
 
 
@@ -316,7 +328,15 @@ def _projection(term: Term, student: ModelShape, teacher: ModelShape | None) -> 
 
 
 def _check_heads(term: Term, student: ModelShape, teacher: ModelShape, options: Mapping[str, Any]) -> None:
-    if term.knowledge in ("hidden",) or student.heads == teacher.heads or options.get("heads"):
+    heads = options.get("heads")
+    if heads and any(shape.width % heads for shape in (student, teacher)):
+        raise RecipeError(
+            problem(
+                "Relation heads cut both widths into equal parts, so their number must divide both",
+                given=f"heads {heads}, widths: student {student.width}, teacher {teacher.width}",
+            )
+        )
+    if term.knowledge == "hidden" or student.heads == teacher.heads or heads:
         return
     way = (
         "Give 'heads' (relation heads, a divisor of both widths, such as 12), which regroups both sides"

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, set_seed
 
-from potstill.checks import problem
-from potstill.errors import RunFolderError
 from potstill.evaluation.predict import load_predictions, predict_logits, save_predictions
 from potstill.evaluation.results import TRAIN, VALIDATION, Contender
 from potstill.knowledge import describe
@@ -22,13 +20,14 @@ from potstill.progress import Progress, Silent
 from potstill.recipe import Recipe, load_recipe
 from potstill.results import assemble
 from potstill.runs import RunFolder, Stage, copy_folder, write_json
-from potstill.shipping import export_student, fingerprint, measure_cost, save_model
+from potstill.shipping import FILES, export_student, fingerprint, measure_cost, save_model
 from potstill.training import Precision, TrainSettings, detect_precision
 from potstill.training.stages import Lesson, train
 from potstill.workbench import (
     LABELS_ONLY,
     Workbench,
     load_teacher,
+    model_path,
     preflight,
     prepare_workbench,
     require_space,
@@ -162,7 +161,8 @@ class _Run:
             save_model(model, self.bench.tokenizer, self.path / "teacher")
             return {"path": "teacher", **value}
 
-        return self.folder.stage("teacher", {**made_from, "seed": self.recipe.seed}, work)
+        leaves = [] if settings is None else ["teacher"]
+        return self.folder.stage("teacher", {**made_from, "seed": self.recipe.seed}, work, leaves)
 
     def student(self, role: str, seed: int, teacher: Stage) -> Stage:
         """Train the student, or one of its baselines: the same start, the same batches, the same steps, labels only."""
@@ -180,6 +180,8 @@ class _Run:
             "train": [_plain(settings) for _, settings in stages],
             "seed": seed,
         }
+        if self.recipe.student.model is not None:  # a checkpoint: its name says nothing of what is in it
+            made_from["checkpoint"] = fingerprint(model_path(self.recipe.student.model))
         place = f"seeds/{seed}/{role}"
 
         def work(folder: Path) -> dict[str, Any]:
@@ -195,7 +197,7 @@ class _Run:
             save_model(model, self.bench.tokenizer, self.path / place)
             return {"path": place, **value}
 
-        return self.folder.stage(place, made_from, work)
+        return self.folder.stage(place, made_from, work, [place])
 
     def _train(
         self,
@@ -254,9 +256,10 @@ class _Run:
     # ---- evaluation
 
     def _model(self, stage: Stage) -> Path:
-        """Where a stage left its model: a path inside the run folder, or that of a teacher taken as it is."""
-        inside = self.path / stage.value["path"]
-        return inside if inside.exists() else Path(stage.value["path"])
+        """Where a stage left its model; a teacher taken as it is stays where the recipe has it."""
+        if stage.name == "teacher" and self.recipe.teacher.train is None:
+            return Path(self.bench.teacher_path)
+        return self.path / stage.value["path"]
 
     def predictions(self, role: str, seed: int, model: Stage) -> dict[str, Any]:
         """The logits on every split that is evaluated, in float32."""
@@ -275,7 +278,8 @@ class _Run:
             save_predictions(file, found)
             return {"file": file.name}
 
-        self.folder.stage(f"predictions/{role}/{seed}", {"model": model.digest, "rows": self.bench.digest}, work)
+        made_from = {"model": model.digest, "rows": self.bench.digest}
+        self.folder.stage(f"predictions/{role}/{seed}", made_from, work, [f"predictions/{file.name}"])
         return load_predictions(file)
 
     def choose(self, predictions: Mapping[tuple[str, int], Mapping[str, Any]]) -> int:
@@ -304,7 +308,8 @@ class _Run:
             return {"exports": found}
 
         made_from = {"student": student.digest, "formats": formats, "rows": self.bench.digest}
-        found: list[dict[str, Any]] = self.folder.stage("export", made_from, work).value["exports"]
+        leaves = [f"export/{FILES[name][1]}" for name in formats]
+        found: list[dict[str, Any]] = self.folder.stage("export", made_from, work, leaves).value["exports"]
         return found
 
     def costs(self, teacher: Stage, student: Stage, exports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -376,22 +381,13 @@ class _Run:
 
         with self.progress.stage("report"):
             write_json(self.path / "results.json", results)
+            digests = {stage.name: stage.digest for stage in self.folder.stages}
+            write_json(self.path / "run.json", {**results["run"], "digests": digests})
             write_report(results, self.path)
             write_model_card(
                 self.path / "student", results, self.recipe.as_yaml(), results["run"]["convention"]
             )
         return Outcome(self.path, results)
-
-
-def finished_results(folder: Path) -> dict[str, Any]:
-    """The results of a finished run. Raises `RunFolderError` where there are none."""
-    from potstill.report import load_results
-
-    if not (folder / "results.json").exists():
-        raise RunFolderError(
-            problem(f"{folder} holds no finished run", given="no results.json", do="Run its recipe to the end first")
-        )
-    return dict(load_results(folder / "results.json"))
 
 
 def _plain(settings: Any) -> Any:

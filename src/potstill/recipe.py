@@ -22,6 +22,7 @@ from potstill.training.settings import RefineSettings, TrainSettings
 STRICT = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 Train = validated(TrainSettings, config=STRICT)
 Refine = validated(RefineSettings, config=STRICT)
+SCALARS = ("int", "float", "str")
 Share = Annotated[float, Gt(0), Lt(1)]
 
 
@@ -195,7 +196,9 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
         RecipeError: with every problem found, one a line.
     """
     if isinstance(source, Recipe):
-        source = source.as_dict()
+        if not overrides:
+            return source
+        source = source.model_dump(mode="json", by_alias=True, exclude_unset=True)
     if isinstance(source, Mapping):
         name, data = "recipe", _copy(source)
     else:
@@ -207,7 +210,7 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
     except ValidationError as error:
         problems += [_message(dict(found)) for found in error.errors()]
     if problems:
-        raise RecipeError("\n".join(problems))
+        raise RecipeError("\n".join(dict.fromkeys(problems)))
     return recipe
 
 
@@ -279,15 +282,23 @@ def _child(node: Any, name: str) -> Any:
 
 def _message(found: dict[str, Any]) -> str:
     """One validation error in plain words, with the nearest known key."""
-    location = found["loc"]
+    location = [part for part in found["loc"] if part not in SCALARS and "[" not in str(part)]  # not the arms of a union
     where = ".".join(str(part) for part in location)
     if found["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{'.'.join(map(str, location[:-1])) or 'recipe'}: {unknown_name('key', str(location[-1]), _keys(location[:-1]))}"
     text = found["msg"].removeprefix("Value error, ").rstrip(".")
     if found["type"] == "missing":
-        return f"{where}: this key is required."
+        return f"{where}: this key is required.{_misspelt(location, found['input'])}"
     given = "" if found["type"] == "value_error" or isinstance(found["input"], dict) else f" Got: {found['input']!r}."
     return f"{where}: {text}.{given}"
+
+
+def _misspelt(location: Sequence[Any], section: Any) -> str:
+    """Which given key may have been meant for the missing one; a term takes keys of its loss, so no other error says so."""
+    if not isinstance(section, Mapping):
+        return ""
+    close = nearest(str(location[-1]), [str(key) for key in section if key not in _keys(location[:-1])])
+    return close.replace("Did you mean", "Was it meant by")
 
 
 def _keys(location: Sequence[Any]) -> list[str]:

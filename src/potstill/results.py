@@ -4,10 +4,13 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from potstill.checks import problem
+from potstill.errors import RunFolderError
 from potstill.evaluation import fidelity
 from potstill.evaluation.results import (
     CONVENTION,
@@ -57,6 +60,17 @@ def assemble(
         "examples": _examples(bench, by_key, truth, shipped),
         "how": _how(bench, contenders),
     }
+
+
+def finished_results(folder: Path) -> dict[str, Any]:
+    """The results of a finished run. Raises `RunFolderError` where there are none."""
+    from potstill.report import load_results
+
+    if not (folder / "results.json").exists():
+        raise RunFolderError(
+            problem(f"{folder} holds no finished run", given="no results.json", do="Run its recipe to the end first")
+        )
+    return dict(load_results(folder / "results.json"))
 
 
 def _run(folder: RunFolder, bench: Workbench, precision: Precision, student: Contender, shipped: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,8 +110,8 @@ class RunFolder:
             yield self
 
     def _claim(self) -> None:
-        known = self.path / "recipe.yaml"
-        if known.exists() and not self.update:
+        known, markers = self.path / "recipe.yaml", self.path / MARKERS
+        if known.exists() and markers.exists() and not self.update:
             differing = list(differences(yaml.safe_load(known.read_text(encoding="utf-8")), self.recipe.as_dict()))
             if differing:
                 raise RunFolderError(
@@ -122,7 +122,7 @@ class RunFolder:
                         do="Give another folder with --out, or --update to redo the stages concerned and keep the others",
                     )
                 )
-        elif not known.exists() and any(self.path.iterdir()) and not (self.path / MARKERS).exists():
+        elif not markers.exists():  # what makes a folder a run's; a recipe may stand in any folder
             strangers = sorted(p.name for p in self.path.iterdir() if p.name != LOCK)
             if strangers:
                 raise RunFolderError(
@@ -132,27 +132,31 @@ class RunFolder:
                         do="Give an empty or new folder with --out",
                     )
                 )
+        markers.mkdir(exist_ok=True)
         write_text(known, self.recipe.as_yaml())
 
-    def done(self, name: str, made_from: Any) -> Stage | None:
-        """The stage, if it was done from the same inputs."""
+    def done(self, name: str, made_from: Any, leaves: Sequence[str] = ()) -> Stage | None:
+        """The stage, if it was done from the same inputs and what it left is still there."""
         marker = self._marker(name)
         if not marker.exists():
             return None
         found = json.loads(marker.read_text(encoding="utf-8"))
-        if found["digest"] != digest(made_from):
+        if found["digest"] != digest(made_from) or not all((self.path / place).exists() for place in leaves):
             return None
         return Stage(name, found["value"], found["digest"], found["seconds"], reused=True)
 
-    def stage(self, name: str, made_from: Any, work: Callable[[Path], dict[str, Any]]) -> Stage:
+    def stage(
+        self, name: str, made_from: Any, work: Callable[[Path], dict[str, Any]], leaves: Sequence[str] = ()
+    ) -> Stage:
         """Do a stage, unless it was done from the same inputs.
 
         Args:
             name: of the stage, such as ``seeds/0/student``.
             made_from: plain data; everything that decides what the stage gives.
             work: does it, in a working folder of its own that survives an interruption; returns plain data.
+            leaves: files and folders that it leaves in the run folder; where one was removed, the stage is done again.
         """
-        stage = self.done(name, made_from)
+        stage = self.done(name, made_from, leaves)
         if stage is None:
             self._marker(name).unlink(missing_ok=True)
             folder = self._work_folder(name, digest(made_from))
@@ -161,7 +165,7 @@ class RunFolder:
             stage = Stage(name, value, digest(made_from), time.monotonic() - started, reused=False)
             entry = {"digest": stage.digest, "seconds": stage.seconds, "value": value, "made_from": made_from}
             write_text(self._marker(name), json.dumps(entry, indent=1, default=str))
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder.parent, ignore_errors=True)
         self.stages.append(stage)
         return stage
 
@@ -203,7 +207,12 @@ def _locked(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    with (folder / LOCK).open("w") as file:
+    try:
+        file = (folder / LOCK).open("w")
+    except OSError as error:
+        do = "Make it writable, free some space, or give another folder with --out"
+        raise RunFolderError(problem(f"Nothing can be written to {folder}", given=error, do=do)) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -128,7 +128,7 @@ def measure_cost(
     batches = {1: list(_batches(bench, split, np.asarray(order[:64]), 1))}
     batches[32] = list(_batches(bench, split, np.asarray(order[: size * max(1, min(16, len(order) // size))]), size))
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-    loaded = {name: bench.load(path).model for name, path in models.items()}
+    loaded = {name: bench.load(path, as_shipped=True).model for name, path in models.items()}
     runners: dict[str, Any] = {name: cost.torch_runner(model, device) for name, model in loaded.items()}
     threads = torch.get_num_threads()
     runners |= {name: export.OnnxModel(path, threads=threads) for name, path in exports.items()}

@@ -15,9 +15,9 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.checks import problem
 from potstill.data import load, prepare, samples
-from potstill.data.rows import joined, standard_columns, unlabelled_rows
+from potstill.data.rows import joined, standard_columns, unlabelled_rows, with_labels
 from potstill.errors import DataError, ModelError, RunFolderError
-from potstill.knowledge.architectures import describe
+from potstill.knowledge.architectures import describe, longest_input
 from potstill.objective import BoundObjective, Objective
 from potstill.recipe import Recipe, SourceSection
 from potstill.students import build_student
@@ -63,10 +63,14 @@ class Workbench:
         asked = any(term.knowledge == "attention" for stage in self.recipe.distill for term in stage.terms)
         return "eager" if asked else None
 
-    def load(self, path: str | Path) -> LoadedModel:
-        """A model of this task, with the padding id that decoders need to find the last token."""
+    def load(self, path: str | Path, *, as_shipped: bool = False) -> LoadedModel:
+        """A model of this task, with the padding id that decoders need to find the last token.
+
+        `as_shipped` loads it as its users will: with its own attention, whatever the training needs.
+        """
         trust = self.recipe.teacher.trust_remote_code
-        loaded = self.task.load(path, attention=self.attention, trust_remote_code=trust)
+        attention = None if as_shipped else self.attention
+        loaded = self.task.load(path, attention=attention, trust_remote_code=trust)
         if loaded.model.config.pad_token_id is None:
             loaded.model.config.pad_token_id = self.tokenizer.pad_token_id
         return loaded
@@ -88,7 +92,7 @@ def prepare_workbench(recipe: Recipe, say: Say) -> Workbench:
     tokenizer = load_tokenizer(path, trust_remote_code=recipe.teacher.trust_remote_code)
     texts, task = _labelled(recipe, path, say)
     if recipe.data.unlabelled is not None:
-        texts[UNLABELLED] = _unlabelled(recipe.data.unlabelled, texts, say)
+        texts[UNLABELLED] = _unlabelled(recipe, recipe.data.unlabelled, texts, say)
     limit = min(recipe.data.max_length, tokenizer.model_max_length)
     if limit < recipe.data.max_length:
         say(f"max_length {recipe.data.max_length} is cut to {limit}, the most that the model takes")
@@ -119,7 +123,7 @@ def _source(section: SourceSection) -> load.Source:
 def _labelled(recipe: Recipe, teacher: str, say: Say) -> tuple[dict[str, Any], TextClassification]:
     data = recipe.data
     found, notes = load.load_with_notes(_source(data))
-    columns, guessed = prepare.guess_columns(found, data.columns.model_dump())
+    columns, guessed = prepare.guess_columns(found, data.columns.model_dump(exclude_unset=True))
     found, cut = load.missing_splits(found, validation=data.validation, test=data.test, columns=columns)
     for note in [*notes, *guessed, *cut]:
         say(note)
@@ -136,20 +140,29 @@ def _labelled(recipe: Recipe, teacher: str, say: Say) -> tuple[dict[str, Any], T
     prepare.check(found, columns, labels)
     for warning in load.overlap_warnings(found, columns):
         say(warning)
-    return standard_columns(prepare.encode_labels(found, columns, labels), columns), task
+    rows = standard_columns(prepare.encode_labels(found, columns, labels), columns)
+    for split in (VALIDATION, TEST):
+        if split in rows:
+            whole = rows[split]
+            rows[split] = with_labels(whole)
+            if left_out := len(whole) - len(rows[split]):
+                say(f"{left_out} of the {len(whole)} rows of {split} are left out: they have no label")
+    return rows, task
 
 
-def _unlabelled(section: SourceSection, texts: dict[str, Any], say: Say) -> Any:
-    """Rows without labels, those left out whose text is in an evaluated split."""
+def _unlabelled(recipe: Recipe, section: SourceSection, texts: dict[str, Any], say: Say) -> Any:
+    """Rows without labels, those left out whose text is in an evaluated split. Columns are called as in the labelled rows."""
     found, notes = load.load_with_notes(_source(section))
-    columns, guessed = prepare.guess_columns(found, {}, labelled=False)
+    there = next(iter(found.values())).column_names
+    named = {role: name for role, name in recipe.data.columns if role != "label" and name in there}
+    columns, guessed = prepare.guess_columns(found, named, labelled=False)
     notes += guessed
     for note in notes:
         say(f"unlabelled rows: {note}")
     held_out = [texts[split] for split in (VALIDATION, TEST) if split in texts]
     rows, dropped = unlabelled_rows(found, columns, texts[TRAIN], held_out)
     if dropped:
-        say(f"{dropped} unlabelled rows are left out: their text is in validation or test")
+        say(f"{dropped} unlabelled rows are left out: their text is empty, or in validation or test")
     return rows
 
 
@@ -246,8 +259,23 @@ def preflight(bench: Workbench, trained: Path | None = None) -> Preflight:
     """Load the teacher, build the student and bind every objective, so that whatever doesn't fit is said now."""
     teacher = load_teacher(bench, trained)
     student = start_student(bench, teacher, bench.recipe.seed)
+    for name, model in (("teacher", teacher), ("student", student)):
+        _require_positions(bench, name, model)
     stages = tuple(bind(stage.objective(), student, bench.task, teacher) for stage in bench.recipe.distill)
     return Preflight(teacher, student, stages)
+
+
+def _require_positions(bench: Workbench, name: str, model: PreTrainedModel) -> None:
+    """Refuse rows that are longer than a model has positions for, which would end in an index error in mid-training."""
+    longest, limit = max(max(rows["length"]) for rows in bench.rows.values()), longest_input(model)
+    if limit is not None and longest > limit:
+        raise ModelError(
+            problem(
+                f"The {name} has positions for {limit} tokens, and the longest row has more",
+                given=f"{longest} tokens",
+                do=f"Set data.max_length={limit}",
+            )
+        )
 
 
 def require_space(folder: Path, found: Preflight, recipe: Recipe) -> None:

@@ -11,8 +11,8 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder o
     from rich.console import Console
 
     from potstill.cli.summary import print_summary
-    from potstill.pipeline import finished_results
     from potstill.report import write_report
+    from potstill.results import finished_results
 
     results = finished_results(run)
     html, markdown = write_report(results, run)

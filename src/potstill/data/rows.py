@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, DatasetDict, Features, List, Sequence as SequenceFeature, Value, concatenate_datasets
 
 from potstill.data.columns import TextColumns, normalised_text
@@ -24,10 +25,20 @@ def _standard(rows: Dataset, columns: TextColumns) -> Dataset:
     return rows.rename_columns({old: new for old, new in wanted.items() if old != new})
 
 
+def with_labels(rows: Dataset) -> Dataset:
+    """The rows that have a label: what a number can be made from."""
+    labels = np.asarray(rows["labels"])
+    missing = labels == IGNORED if np.issubdtype(labels.dtype, np.integer) else np.isnan(labels)
+    kept = np.flatnonzero(~missing.reshape(len(labels), -1).any(axis=1))
+    return rows if len(kept) == len(rows) else rows.select(kept)
+
+
 def unlabelled_rows(
     dataset: DatasetDict, columns: TextColumns, like: Dataset, held_out: Sequence[Dataset]
 ) -> tuple[Dataset, int]:
     """All splits of `dataset` as one, with labels that say there are none, and with no text of an evaluated split.
+
+    Where both have a second text it stays, and a row counts as evaluated when both its texts do.
 
     Args:
         like: rows whose ``labels`` give the form: -100 for class numbers, NaN for numbers and multi-hot rows.
@@ -36,20 +47,29 @@ def unlabelled_rows(
     Returns:
         The rows, and how many were left out.
     """
-    rows = concatenate_datasets([part.select_columns([columns.text]) for part in dataset.values()])
-    if columns.text != "text":
-        rows = rows.rename_column(columns.text, "text")
-    evaluated = {normalised_text(text) for part in held_out for text in part["text"]}
-    texts = [text for text in rows["text"] if text and normalised_text(text) not in evaluated]
+    wanted = {columns.text: "text"}
+    if columns.text_pair is not None and "text_pair" in like.column_names:
+        wanted[columns.text_pair] = "text_pair"
+    rows = concatenate_datasets([part.select_columns(list(wanted)) for part in dataset.values()])
+    texts = {ours: [text or "" for text in rows[theirs]] for theirs, ours in wanted.items()}
+    evaluated = {key for part in held_out for key in _keys([part[name] for name in wanted.values()])}
+    keys = _keys(list(texts.values()))
+    kept = [number for number, key in enumerate(keys) if key[0] and key not in evaluated]
     feature = like.features["labels"]
     empty: Any = IGNORED
     if isinstance(feature, List | SequenceFeature):
         empty = [float("nan")] * len(like[0]["labels"])
     elif isinstance(feature, Value) and "float" in feature.dtype:
         empty = float("nan")
-    features = Features({"text": Value("string"), "labels": feature})
-    made = Dataset.from_dict({"text": texts, "labels": [empty] * len(texts)}, features=features)
+    features = Features({**{name: Value("string") for name in texts}, "labels": feature})
+    columns_kept = {name: [values[number] for number in kept] for name, values in texts.items()}
+    made = Dataset.from_dict({**columns_kept, "labels": [empty] * len(kept)}, features=features)
     return made, len(rows) - len(made)
+
+
+def _keys(texts: Sequence[Sequence[str | None]]) -> list[tuple[str, ...]]:
+    """What tells rows apart: their texts, normalised."""
+    return [tuple(normalised_text(text or "") for text in row) for row in zip(*texts, strict=True)]
 
 
 def joined(parts: Sequence[Dataset]) -> Dataset:

@@ -134,18 +134,6 @@ def _traceable(model: Any) -> Any:
     return clone
 
 
-def _longest_sequence(model: Any) -> int | None:
-    """The most tokens that the model has positions for; None when it has no table of them and names no limit.
-
-    A table with a padding index (RoBERTa, MPNet) begins to count behind it, so it holds that many fewer.
-    """
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    limit = getattr(model.config, "max_position_embeddings", None)
-    return None if limit is None else int(limit)
-
-
 def _example(model: Any, names: list[str], longest: int | None) -> dict[str, torch.Tensor]:
     """Inputs [3, S] to trace with: valid ids, the second row padded at its end. No size in them is 1, which tracing
     would take for a constant."""
@@ -171,7 +159,7 @@ def _program(model: Any, names: list[str]) -> Any:
         exporters: Any = importlib.import_module("transformers.exporters")
     except ImportError as error:
         raise ExportError(problem("ONNX can't be exported here", given=error, do=INSTALL)) from error
-    longest = _longest_sequence(model)
+    longest = longest_input(model)
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=longest)}
     config = exporters.OnnxConfig(dynamic=True, dynamic_shapes={name: axes for name in names})
     try:

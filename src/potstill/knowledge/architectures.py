@@ -8,6 +8,7 @@ table of tests/knowledge/test_taps.py.
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -103,6 +104,26 @@ def layer_prefix(model: PreTrainedModel) -> str:
     """The prefix of the layers' names in the state dict, such as ``bert.encoder.layer.``."""
     path = architecture(model).layers
     return f"{path}." if model.base_model is model else f"{model.base_model_prefix}.{path}."
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """`model` itself with its parameters in `dtype`. Buffers stay as they are: rotary frequencies rounded to bfloat16
+    would turn positions by more the further they are, which ``model.to(dtype)`` does in silence."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def longest_input(model: PreTrainedModel) -> int | None:
+    """The most tokens that a model has positions for; None when it has no table of them and names no limit.
+
+    A table with a padding index (RoBERTa, MPNet) begins to count behind it, so it holds that many fewer.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return None if limit is None else int(limit)
 
 
 def describe(model: PreTrainedModel) -> ModelShape:

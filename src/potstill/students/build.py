@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from potstill.checks import problem, unknown_name
 from potstill.errors import ModelError
-from potstill.knowledge.architectures import describe
+from potstill.knowledge.architectures import cast, describe
 from potstill.mappings import selection
 from potstill.students.layers import cut_layers
 
@@ -74,6 +74,6 @@ def _from_config(teacher: PreTrainedModel, changes: Mapping[str, Any], seed: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return type(teacher)(config).to(teacher.dtype).eval()
+            return cast(type(teacher)(config), teacher.dtype).eval()
         except (ValueError, TypeError) as error:
             raise ModelError(problem("A student of this config can't be built", given=dict(changes), follows=str(error))) from None

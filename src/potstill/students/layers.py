@@ -3,11 +3,12 @@
 import copy
 from collections.abc import Sequence
 
+import torch
 from transformers import PreTrainedModel
 
 from potstill.checks import problem
 from potstill.errors import ModelError
-from potstill.knowledge.architectures import layer_prefix, layers_of
+from potstill.knowledge.architectures import cast, layer_prefix, layers_of
 from potstill.mappings import selection
 
 #: Config fields that hold one entry a layer, and are cut with the layers.
@@ -35,7 +36,8 @@ def cut_layers(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
         entries = getattr(config, name, None)
         if isinstance(entries, list | tuple):
             setattr(config, name, [entries[layer] for layer in kept])
-    student = type(model)(config).to(model.dtype)
+    with torch.random.fork_rng(devices=[]):  # all that is initialised at random here is overwritten
+        student = cast(type(model)(config), model.dtype)
     prefix = layer_prefix(model)
     state = {}
     for name, tensor in model.state_dict().items():

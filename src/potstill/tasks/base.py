@@ -101,10 +101,11 @@ def load_pretrained(
             problem(
                 f"The model '{path}' can't be loaded",
                 given=str(error).strip().splitlines()[0],
-                do="Give a packaged sample (see `potstill samples`), a local folder, or a hub id that this machine can reach",
+                do="Give a packaged sample (see `potstill samples`), a local folder, or a hub id that the network reaches",
             )
         ) from error
-    mismatched = [str(key) for key in info.get("mismatched_keys", ())]
+    # Each of these is a name with the two shapes beside it, or the name alone.
+    mismatched = [key if isinstance(key, str) else str(key[0]) for key in info.get("mismatched_keys", ())]
     return LoadedModel(model.eval(), tuple(sorted({*info["missing_keys"], *mismatched})))
 
 
@@ -118,7 +119,8 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
             problem(
                 f"No tokenizer can be loaded from '{path}'",
                 given=str(error).strip().splitlines()[0],
-                do="Put the tokenizer's files beside the model, as save_pretrained writes them",
+                do="Put the tokenizer's files into the model's folder, as save_pretrained writes them; for a hub id, check the "
+                "name and the network, or give the folder of a model that was downloaded before",
             )
         ) from error
     if tokenizer.pad_token is None:

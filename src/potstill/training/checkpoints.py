@@ -5,12 +5,14 @@ whole. The student's weights stand in a plain safetensors file, the projections 
 generator states beside them are the Trainer's own.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.trainer import TRAINER_STATE_NAME
 
 from potstill.checks import problem
 from potstill.errors import ModelError
@@ -48,6 +50,12 @@ def latest(folder: Path) -> Path | None:
     """The newest whole checkpoint of a training folder."""
     whole = [path for path in folder.glob("checkpoint-*") if (path / MARKER).exists()]
     return max(whole, key=_step, default=None)
+
+
+def is_last(checkpoint: Path) -> bool:
+    """Whether training had ended when a checkpoint was written: after its last step, or by early stopping."""
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    return bool(state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"])
 
 
 def prune(folder: Path, keep: set[Path]) -> None:

@@ -4,6 +4,7 @@ DDP and FSDP see every trained parameter in one forward. The teacher is held out
 `parameters()`, no state dict and no optimiser, runs in eval mode under no-grad, and its outputs carry no gradient.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from potstill.checks import problem
 from potstill.errors import ModelError
 from potstill.knowledge import Knowledge, Observer, describe
+from potstill.knowledge.architectures import cast, layers_of
 from potstill.knowledge.taps import check_attention_maps
 from potstill.objective import BoundObjective, Objective, Parts
 from potstill.projectors import projector
@@ -27,12 +29,13 @@ class Distiller(nn.Module):
         student: the model that is trained, and saved as a plain model.
         objective: the terms; bound here to the shapes of both models.
         task: says what labels and masks mean.
-        teacher: the model to learn from.
-        teacher_dtype: the precision that the teacher runs in; None leaves it as it is.
+        teacher: the model to learn from; put into eval mode, and otherwise left as it was.
+        teacher_dtype: the precision that the teacher runs in, a copy of it where it has another; None leaves it as it is.
 
     Raises:
         RecipeError: the objective doesn't fit the models.
-        ModelError: teacher and student don't share a vocabulary, or attention maps can't be observed.
+        ModelError: teacher and student don't share a vocabulary or are one object, or what a term asks for can't be
+            observed in one of them.
     """
 
     def __init__(
@@ -53,12 +56,15 @@ class Distiller(nn.Module):
         )
         self._observe_student = Observer(student, self.objective.needs("student"))
         for model in (student, teacher):
+            if model is not None and any(term.pairs for term in self.objective.terms):
+                layers_of(model)  # refuses a family whose layers aren't known
             if model is not None and any(term.kind == "attention" for term in self.objective.terms):
                 check_attention_maps(model)
         held = None
         if teacher is not None and self.objective.needs_teacher:
-            frozen = teacher.eval().requires_grad_(False)
-            held = Observer(frozen.to(teacher_dtype) if teacher_dtype else frozen, self.objective.needs("teacher"))
+            if teacher_dtype not in (None, teacher.dtype):
+                teacher = cast(copy.deepcopy(teacher), teacher_dtype)
+            held = Observer(teacher.eval(), self.objective.needs("teacher"))
         self.__dict__["_observe_teacher"] = held  # past nn.Module's registration: never a submodule
 
     @property
@@ -73,6 +79,10 @@ class Distiller(nn.Module):
         if self.teacher is not None:
             self.teacher.to(self.student.device)  # type: ignore[arg-type]
         return self
+
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Recompute the student's activations in the backward pass, as `Trainer` asks where its arguments say so."""
+        self.student.activation_checkpointing_enable(*args, **kwargs)
 
     def teach(self, batch: Mapping[str, Tensor]) -> Knowledge | None:
         """What the teacher knows of a batch, without gradients."""
@@ -104,6 +114,14 @@ def bind(
     objective: Objective, student: PreTrainedModel, task: Task, teacher: PreTrainedModel | None
 ) -> BoundObjective:
     """An objective bound to two models and a task; refuses models that don't share a vocabulary."""
+    if teacher is student:
+        raise ModelError(
+            problem(
+                "Teacher and student are one object",
+                follows="The teacher would change with the student, and teach it nothing",
+                do="Give a copy: build_student(teacher)",
+            )
+        )
     shapes = describe(student), None if teacher is None else describe(teacher)
     if shapes[1] is not None and shapes[0].vocabulary != shapes[1].vocabulary:
         raise ModelError(

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from potstill.objective import Objective
 from potstill.tasks.base import Rows, Task
-from potstill.training.checkpoints import latest, load_weights, prune, save_weights
+from potstill.training.checkpoints import is_last, latest, load_weights, prune, save_weights
 from potstill.training.settings import Precision, TrainSettings
 from potstill.training.trainer import DistillationTrainer, Evaluator
 
@@ -58,6 +58,10 @@ def total_steps(settings: TrainSettings, rows: int, world_size: int = 1) -> tupl
     return settings.steps or max(1, math.ceil(settings.epochs * per_epoch)), per_epoch
 
 
+def _world_size() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
 def train(
     student: PreTrainedModel,
     lesson: Lesson,
@@ -76,8 +80,7 @@ def train(
         RecipeError, ModelError: the lesson doesn't fit the student.
         TrainingError: a loss that is not a finite number; the last good checkpoint stays in `folder`.
     """
-    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    steps, per_epoch = total_steps(settings, len(lesson.rows), world)
+    steps, _ = total_steps(settings, len(lesson.rows), _world_size())
     trainer = DistillationTrainer(
         student,
         lesson.objective,
@@ -85,7 +88,7 @@ def train(
         lesson.tokenizer,
         lesson.rows,
         teacher=lesson.teacher,
-        args=_arguments(settings, lesson, folder, precision, seed, steps, per_epoch),
+        args=training_arguments(settings, lesson, folder, bfloat16=precision.bfloat16, seed=seed),
         teacher_dtype=torch.bfloat16 if precision.bfloat16 else None,
         evaluator=lesson.evaluator,
         patience=settings.early_stopping if settings.keep == "best" else None,
@@ -98,10 +101,13 @@ def train(
         student.eval()
         return TrainRecord(**json.loads(finished.read_text(encoding="utf-8")))
     checkpoint = latest(folder)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint is not None and is_last(checkpoint):
+        trainer.restore(checkpoint)  # `Trainer` would take one step more
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if settings.keep == "best" and trainer.best_checkpoint is not None:
         load_weights(trainer.distiller, trainer.best_checkpoint)
-    record = _record(trainer, settings, world)
+    record = _record(trainer, settings)
     save_weights(trainer.distiller, final)
     beside = finished.with_suffix(".new")
     beside.write_text(json.dumps(record.as_dict()), encoding="utf-8")
@@ -111,15 +117,11 @@ def train(
     return record
 
 
-def _arguments(
-    settings: TrainSettings,
-    lesson: Lesson,
-    folder: Path,
-    precision: Precision,
-    seed: int,
-    steps: int,
-    per_epoch: int,
+def training_arguments(
+    settings: TrainSettings, lesson: Lesson, folder: Path, *, bfloat16: bool, seed: int
 ) -> TrainingArguments:
+    """The `TrainingArguments` of a stage. Evaluations are counted in steps, so that a resumed run makes the same ones."""
+    steps, per_epoch = total_steps(settings, len(lesson.rows), _world_size())
     evaluate = lesson.evaluator is not None
     every = math.ceil(steps / settings.evaluations) if settings.evaluations else per_epoch
     return TrainingArguments(
@@ -133,7 +135,7 @@ def _arguments(
         lr_scheduler_type=settings.schedule,
         max_grad_norm=settings.max_grad_norm,
         optim="adamw_torch_fused",
-        bf16=precision.bfloat16,
+        bf16=bfloat16,
         use_cpu=not torch.accelerator.is_available(),
         seed=seed,
         eval_strategy="steps" if evaluate else "no",
@@ -173,7 +175,7 @@ class _Clock(TrainerCallback):
             self.progress(state.global_step, self.steps, self.loss)
 
 
-def _record(trainer: DistillationTrainer, settings: TrainSettings, world: int) -> TrainRecord:
+def _record(trainer: DistillationTrainer, settings: TrainSettings) -> TrainRecord:
     history = trainer.state.log_history
     points = [
         {
@@ -195,7 +197,7 @@ def _record(trainer: DistillationTrainer, settings: TrainSettings, world: int) -
     return TrainRecord(
         steps=steps,
         seconds=max((entry.get("elapsed", 0.0) for entry in history), default=0.0),
-        rows_seen=steps * settings.batch_size * settings.accumulation * world,
+        rows_seen=steps * settings.batch_size * settings.accumulation * _world_size(),
         points=points,
         evaluations=evaluations,
         best_step=best,

@@ -6,10 +6,11 @@ What it changes, and why:
 - Batches come from a sampler that is a pure function of seed and epoch, so that a resumed run sees the same ones.
 - Checkpoints hold plain safetensors and are marked when whole; the last whole one stays until the next is.
 - Each term's share of the loss is logged; a share that is not a finite number stops training and names the term and step.
-  Shares are collected on the device and read when something is logged or saved, so that a step never waits for them.
+  Shares are collected on the device and read when something is logged, so that a step never waits for them.
+- Before anything is evaluated or saved, it is logged. A checkpoint thus never falls between two points of the learning
+  curve (a resumed run would draw another curve), and never holds weights from after a loss that is not a number.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from potstill.checks import problem
 from potstill.errors import TrainingError
@@ -75,7 +77,7 @@ class DistillationTrainer(Trainer):
         self.evaluator = evaluator
         self.patience = patience
         self.group_by_length = group_by_length
-        self._shares: list[Tensor] = []
+        self._shares: list[tuple[int, Tensor]] = []  # step, each term's share
         super().__init__(
             model=self.distiller,
             args=arguments,
@@ -127,7 +129,8 @@ class DistillationTrainer(Trainer):
         """The loss of a micro-batch; its shares are kept for the log. DDP averages gradients, hence the world size."""
         progress = self.state.global_step / max(1, self.state.max_steps)
         parts: Parts = model(inputs, counts=num_items_in_batch, progress=progress)
-        self._shares.append(torch.stack([share.detach().float() for share in parts.terms.values()]))
+        shares = torch.stack([share.detach().float() for share in parts.terms.values()])
+        self._shares.append((self.state.global_step + 1, shares))
         loss = parts.total * self.args.world_size
         return (loss, parts) if return_outputs else loss
 
@@ -135,25 +138,31 @@ class DistillationTrainer(Trainer):
         """Each term's mean share since the last call; raises `TrainingError` at the first that is not finite."""
         if not self._shares:
             return {}
-        shares = torch.stack(self._shares).cpu()
+        steps = [step for step, _ in self._shares]
+        shares = torch.stack([share for _, share in self._shares])
         self._shares = []
+        if self.args.world_size > 1:
+            shares = self.accelerator.reduce(shares, reduction="sum")
+        shares = shares.cpu()
         names = [term.name for term in self.distiller.objective.terms]
         bad = (~shares.isfinite()).nonzero()
         if len(bad):
             row, _ = bad[0].tolist()
-            micro = self.args.gradient_accumulation_steps
-            step = self.state.global_step - math.ceil((len(shares) - row) / micro) + 1
             terms = [name for name, fine in zip(names, shares[row].isfinite().tolist(), strict=True) if not fine]
             raise TrainingError(
                 problem(
-                    f"The loss is not a finite number at step {step}",
+                    f"The loss is not a finite number at step {steps[row]}",
                     given=", ".join(f"{name} = {shares[row][names.index(name)].item()}" for name in terms),
                     follows="Nothing after this step is worth keeping; the last checkpoint before it is",
                     do="Lower the learning rate or the term's weight, or set train.precision=float32",
                 )
             )
-        steps = max(1, len(shares) // self.args.gradient_accumulation_steps)
-        return dict(zip(names, (shares.sum(0) / steps).tolist(), strict=True))
+        return dict(zip(names, (shares.sum(0) / len(set(steps))).tolist(), strict=True))
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self.control.should_evaluate or self.control.should_save:
+            self.control.should_log = True
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add each term's share to what is logged."""
@@ -190,7 +199,7 @@ class DistillationTrainer(Trainer):
         save_weights(self.distiller, Path(output_dir or str(self.args.output_dir)))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._drain_into_log()
+        self._require_finite_weights()
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(str(self.args.output_dir))
@@ -198,11 +207,21 @@ class DistillationTrainer(Trainer):
             mark_complete(newest)
             prune(folder, {newest, *([self.best_checkpoint] if self.best_checkpoint else [])})
 
-    def _drain_into_log(self) -> None:
-        """Check the shares before saving, so that no checkpoint is ever of a loss that is not a number."""
-        kept = list(self._shares)
-        self._drain_shares()
-        self._shares = kept
+    def _require_finite_weights(self) -> None:
+        """A finite loss may have a gradient that is not: the weights are spoilt one step before the loss shows it."""
+        if not all(bool(parameter.isfinite().all()) for parameter in self.distiller.parameters()):
+            raise TrainingError(
+                problem(
+                    f"The weights are not finite numbers after step {self.state.global_step}",
+                    follows="Nothing after this step is worth keeping; the last checkpoint before it is",
+                    do="Lower the learning rate or a term's weight, or set train.precision=float32",
+                )
+            )
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take weights and history from a checkpoint, without training on."""
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        load_weights(self.distiller, checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_weights(self.distiller, Path(resume_from_checkpoint))

@@ -1,0 +1,84 @@
+"""What the README shows, run as it stands: its Python in order, its recipe, its commands. Tiny models stand in for samples."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from datasets import Dataset, DatasetDict
+from tiny import save_folder, tiny_model, tiny_rows, tiny_texts
+from typer.testing import CliRunner
+
+from potstill.cli import app
+from potstill.data import load, samples
+from potstill.recipe import load_recipe
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of a language, in order."""
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def sample_rows() -> DatasetDict:
+    """A stand-in for the packaged reviews."""
+    texts, labels = tiny_texts(96)
+    names = [("negative", "positive")[label] for label in labels]
+    cut = {"train": slice(0, 48), "validation": slice(48, 72), "test": slice(72, 96)}
+    return DatasetDict({s: Dataset.from_dict({"text": texts[p], "label": names[p]}) for s, p in cut.items()})
+
+
+@pytest.fixture
+def new_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, where the packaged samples are tiny."""
+    model = save_folder(tiny_model(layers=6), tmp_path / "sample")
+    monkeypatch.setattr(samples, "fetch_model", lambda name: model)
+    monkeypatch.setattr(load, "load_sample_data", lambda name, options: sample_rows())
+    place = tmp_path / "work"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    return place
+
+
+def test_the_python_runs_in_order_as_shown(new_user: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_folder(tiny_model(layers=4), new_user / "my-teacher")
+    names = {"dataset": tiny_rows(16)}
+    shown = blocks("python")
+    assert len(shown) == 3
+    for block in shown:
+        exec(compile(block, "README.md", "exec"), names)
+    assert "istillation" in capsys.readouterr().out
+    assert (new_user / "runs/reviews/report.html").is_file()
+    assert (new_user / "my-student/model.safetensors").is_file()
+    assert names["student"].config.num_hidden_layers == 2
+
+    from transformers import TrainingArguments
+
+    quiet = TrainingArguments("own", max_steps=1, report_to="none", disable_tqdm=True, save_strategy="no", use_cpu=True)
+    rows = [{"input_ids": [2, 5, 3], "labels": 1}] * 4
+    trainer = names["MyTrainer"](model=names["student"], args=quiet, train_dataset=rows)
+    assert trainer.train().global_step == 1
+
+
+def test_the_recipe_is_the_shipped_one() -> None:
+    (shown,) = blocks("yaml")
+    recipe = load_recipe(yaml.safe_load(shown)).as_dict()
+    assert {**recipe, "name": "reviews"} == load_recipe("reviews").as_dict()
+
+
+def test_the_commands_run_as_shown(new_user: Path) -> None:
+    lines = [line.split("#")[0] for block in blocks("bash") for line in block.splitlines()]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("potstill")]
+    assert [words[0] for words in commands] == ["plan", "run", "run", "recipes", "predict"]
+    for words in commands:
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, (words, done.output, done.exception)
+    assert (new_user / "runs/three/seeds/2/student").is_dir()
+    assert (new_user / "mine.yaml").is_file()
+
+
+def test_every_picture_and_page_is_there() -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (Path(__file__).parents[1] / link).exists(), link
