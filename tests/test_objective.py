@@ -102,9 +102,7 @@ def test_the_mean_of_a_term_is_over_its_own_positions():
 def test_a_term_is_the_mean_over_its_layer_pairs():
     teacher, student = tiny_model(layers=4, seed=1), tiny_model(layers=2, seed=2)
     batch = tiny_batch()
-    one = [
-        parts([Term("values", layers={s: t})], student, teacher, batch).total for s, t in ((0, 1), (1, 3))
-    ]
+    one = [parts([Term("values", layers={s: t})], student, teacher, batch).total for s, t in ((0, 1), (1, 3))]
     both = parts([Term("values", layers={0: 1, 1: 3})], student, teacher, batch).total
     torch.testing.assert_close(both, (one[0] + one[1]) / 2)
 
@@ -213,7 +211,9 @@ def test_widths_that_differ_need_a_projection():
 
 
 def test_a_loss_that_the_task_refuses_says_why():
-    found = problems([Term("logits", loss="kl_divergence")], defaults=TextClassification("regression", ("x",)).defaults())
+    found = problems(
+        [Term("logits", loss="kl_divergence")], defaults=TextClassification("regression", ("x",)).defaults()
+    )
     assert "logit_mse" in found
     usual = TextClassification("multi_label").defaults()
     assert Objective([Term("logits")]).bind(SHALLOW, DEEP, usual).terms[0].loss.__name__ == "binary_kl_divergence"
@@ -238,7 +238,9 @@ def test_an_unknown_key_of_a_term_is_refused_with_the_nearest_name():
 
 def test_options_of_a_loss_stand_beside_the_other_keys_as_in_a_recipe():
     flat = Objective([{"knowledge": "values", "heads": 8}]).bind(SHALLOW, DEEP)
-    assert flat.terms[0].options == Objective([Term("values", options={"heads": 8})]).bind(SHALLOW, DEEP).terms[0].options
+    assert (
+        flat.terms[0].options == Objective([Term("values", options={"heads": 8})]).bind(SHALLOW, DEEP).terms[0].options
+    )
 
 
 def test_a_term_is_checked_without_models():

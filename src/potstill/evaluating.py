@@ -6,13 +6,13 @@ from typing import Any
 
 from potstill.checks import problem
 from potstill.data import load, prepare
-from potstill.data.rows import standard_columns
+from potstill.data.rows import standard_columns, with_labels
 from potstill.errors import DataError, ModelError
 from potstill.evaluation import fidelity
 from potstill.evaluation.predict import predict_logits
 from potstill.evaluation.significance import bootstrap, interval
 from potstill.metrics import METRICS, keys, primary
-from potstill.prediction import load_classifier
+from potstill.prediction import load_classifier, token_limit
 from potstill.progress import Progress
 from potstill.workbench import label_array, model_path
 
@@ -40,16 +40,18 @@ def evaluate_folder(
         progress.say(note)
     labels = prepare.Labels(task.problem, task.names)  # type: ignore[arg-type]
     one = type(found)({split: found[split]})
-    rows = standard_columns(prepare.encode_labels(one, guessed, labels), guessed)[split]
-    encoded = task.encode(rows, tokenizer, max_length=max_length)
-    truth = label_array(encoded, task.problem)
+    rows = with_labels(standard_columns(prepare.encode_labels(one, guessed, labels), guessed)[split])
+    if not len(rows):
+        raise DataError(problem(f"No row of {split} has a label", do="Name another split with --split"))
+    truth = label_array(rows, task.problem)
 
-    def logits(which: Any, title: str) -> Any:
+    def logits(which: Any, its_tokenizer: Any, title: str) -> Any:
+        encoded = task.encode(rows, its_tokenizer, max_length=token_limit(which, its_tokenizer, max_length))
         with progress.stage(title) as step:
-            return predict_logits(which, encoded, task.collator(tokenizer), progress=step)
+            return predict_logits(which, encoded, task.collator(its_tokenizer), progress=step)
 
-    ours = logits(loaded, "model")
-    lines = [("rows", f"{len(encoded):,} of {split}")]
+    ours = logits(loaded, tokenizer, "model")
+    lines = [("rows", f"{len(rows):,} of {split}")]
     for key in keys(task.problem):
         made = interval(key, task.problem, ours, truth)
         lines.append((METRICS[key].name, _with_interval(made.mean, made.interval, METRICS[key].percent)))
@@ -57,11 +59,11 @@ def evaluate_folder(
     if calibrated is not None:
         lines.append(("Calibration error (ECE)", f"{calibrated['ece']:.4f}"))
     if teacher is not None:
-        theirs_task, theirs_model, _ = load_classifier(Path(model_path(str(teacher))))
+        theirs_task, theirs_model, theirs_tokenizer = load_classifier(Path(model_path(str(teacher))))
         if theirs_task.names != task.names:
             given = f"model {list(task.names)}, teacher {list(theirs_task.names)}"
             raise ModelError(problem("Model and teacher know different classes, or in another order", given=given))
-        theirs = logits(theirs_model, "teacher")
+        theirs = logits(theirs_model, theirs_tokenizer, "teacher")
         lines += _beside_teacher(ours, theirs, truth, task.problem)
     return lines
 

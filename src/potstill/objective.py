@@ -25,8 +25,8 @@ from potstill.projectors import LINEAR, PROJECTIONS
 from potstill.reduce import masked_mean
 from potstill.schedules import schedule
 
-#: Each kind of knowledge: the family (file) of the losses that fit it, its usual loss, and the positions it is a mean over.
-#: The usual loss of labels and logits depends on the task, which says so in `Defaults`.
+#: Each kind of knowledge: the family (file) of the losses that fit it, its usual loss, and the positions it is a mean
+#: over. The usual loss of labels and logits depends on the task, which says so in `Defaults`.
 KINDS: dict[str, tuple[str, str | None, str]] = {
     "labels": ("labels", None, "labels"),
     "logits": ("logits", None, "outputs"),
@@ -47,8 +47,9 @@ class Term:
 
     Args:
         knowledge: labels, logits, hidden, attention, queries, keys or values.
-        loss: a name in `potstill.losses` of the family that fits, or a function of the same form; None takes the usual one.
-        layers: uniform, first, last, skip, or explicit pairs ``{student: teacher}``; for hidden states ``embeddings`` too.
+        loss: a name in `potstill.losses` of the family that fits, or a function of the same form; None takes the usual.
+        layers: uniform, first, last, skip, or explicit pairs ``{student: teacher}``; for hidden states also
+            ``embeddings``.
         weight: a number, or a schedule such as ``{schedule: linear, from: 1, to: 0}``.
         temperature: a number or a schedule, for losses that take one.
         project: ``auto`` (linear where the widths differ), ``linear``, or ``none``; for hidden states.
@@ -66,7 +67,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What the task says of its outputs: the losses that labels and logits take when a term names none, and those refused."""
+    """What the task says of its outputs: the losses of labels and logits when a term names none, and those refused."""
 
     labels: str = "cross_entropy"
     logits: str = "kl_divergence"
@@ -153,7 +154,7 @@ class BoundObjective:
                 found |= Needs(logits=True)
             elif term.kind not in LAYERLESS:
                 layers = frozenset(pair[0 if side == "student" else 1] for pair in term.pairs)
-                found |= Needs(**{term.kind: layers})
+                found |= Needs(**{term.kind: layers})  # type: ignore[arg-type]
         return found
 
     def projections(self) -> dict[str, tuple[str, int, int]]:
@@ -188,9 +189,8 @@ class BoundObjective:
         for term in self.terms:
             mask = masks[term.positions]
             count = None if counts is None else counts[term.positions]
-            values = [
-                masked_mean(value, mask, count) for value in _values(term, student, teacher, labels, progress, projectors)
-            ]
+            found = _values(term, student, teacher, labels, progress, projectors)
+            values = [masked_mean(value, mask, count) for value in found]
             weight = term.weight(progress) / len(values)
             shares[term.name] = weight * sum(values[1:], values[0])
         parts = list(shares.values())
@@ -198,7 +198,7 @@ class BoundObjective:
 
 
 def check_term(term: Term) -> None:
-    """Raise `RecipeError` or `ValueError` for what is wrong in a term whatever the models: names, options, schedules."""
+    """Raise `RecipeError` or `ValueError` for what is wrong in a term for any models: names, options, schedules."""
     if term.knowledge not in KINDS:
         raise RecipeError(unknown_name("knowledge", term.knowledge, KINDS))
     _options(term, _loss(term, Defaults()))
@@ -238,7 +238,9 @@ def _values(
 def _written(term: Mapping[str, Any]) -> Term:
     """A term from a mapping; what is no field of `Term` is an option of its loss, and checked as one by `bind`."""
     if "knowledge" not in term:
-        raise RecipeError(problem("A term needs the key 'knowledge'", given=dict(term), do=f"Known: {', '.join(KINDS)}"))
+        raise RecipeError(
+            problem("A term needs the key 'knowledge'", given=dict(term), do=f"Known: {', '.join(KINDS)}")
+        )
     known = {f.name for f in fields(Term)}
     options = {key: value for key, value in term.items() if key not in known} | dict(term.get("options", {}))
     return Term(**{key: value for key, value in term.items() if key in known} | {"options": options})
@@ -251,9 +253,7 @@ def _name(terms: Sequence[Term], index: int) -> str:
     return kind if number == 1 else f"{kind} {number}"
 
 
-def _bind(
-    term: Term, name: str, student: ModelShape, teacher: ModelShape | None, defaults: Defaults
-) -> BoundTerm:
+def _bind(term: Term, name: str, student: ModelShape, teacher: ModelShape | None, defaults: Defaults) -> BoundTerm:
     if term.knowledge not in KINDS:
         raise RecipeError(unknown_name("knowledge", term.knowledge, KINDS))
     if teacher is None and term.knowledge != "labels":
@@ -350,5 +350,3 @@ def _check_heads(term: Term, student: ModelShape, teacher: ModelShape, options: 
             do=way,
         )
     )
-
-

@@ -90,6 +90,8 @@ def plan(
     loaded = load_recipe(recipe, overrides)
     notes: list[str] = []
     bench = prepare_workbench(loaded, notes.append)
+    if bench.attention:
+        notes.append("attention maps are asked for, so both models run eager attention, which is slower")
     found = preflight(bench)
     precision = detect_precision(loaded.distill[0].train.precision)
     trials = {}

@@ -9,8 +9,11 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from potstill.checks import problem
 from potstill.errors import ModelError
 from potstill.knowledge import inputs_for
+from potstill.knowledge.architectures import longest_input
 from potstill.tasks import TextClassification, load_tokenizer
 from potstill.tasks.text_classification import PROBLEM_TYPES
+
+MOST_TOKENS = 8192  # where neither tokenizer nor model says when a text is too long
 
 
 def load_classifier(folder: Path) -> tuple[TextClassification, PreTrainedModel, PreTrainedTokenizerBase]:
@@ -32,6 +35,11 @@ def load_classifier(folder: Path) -> tuple[TextClassification, PreTrainedModel, 
     return task, loaded.model, load_tokenizer(folder)
 
 
+def token_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, most: int = MOST_TOKENS) -> int:
+    """To how many tokens a text is cut: `most`, or fewer where the tokenizer or the model's positions end before."""
+    return min(most, tokenizer.model_max_length, longest_input(model) or most)
+
+
 def predict(folder: Path, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[list[tuple[str, float]]]:
     """For each text (name, probability), most probable first; several labels: those above a half; regression: the value.
 
@@ -41,7 +49,9 @@ def predict(folder: Path, texts: Sequence[str], pairs: Sequence[str] | None = No
         given = f"{len(texts)} texts, {len(pairs)} seconds"
         raise ModelError(problem("Every text of a pair needs its second", given=given))
     task, model, tokenizer = load_classifier(folder)
-    encoded = tokenizer(list(texts), *([list(pairs)] if pairs else []), padding=True, truncation=True, return_tensors="pt")
+    both = (list(texts), list(pairs)) if pairs else (list(texts),)
+    limit = token_limit(model, tokenizer)
+    encoded = tokenizer(*both, padding=True, truncation=True, max_length=limit, return_tensors="pt")
     with torch.inference_mode():
         logits = model(**inputs_for(model, encoded)).logits
     if task.problem == "regression":

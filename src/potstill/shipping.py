@@ -20,7 +20,7 @@ from potstill.evaluation.peak_memory import classifier_workload, peak_memory
 from potstill.evaluation.predict import Logits
 from potstill.knowledge import inputs_for
 from potstill.metrics import scores
-from potstill.prediction import load_classifier
+from potstill.prediction import load_classifier, token_limit
 from potstill.progress import Step
 from potstill.runs import replace_folder
 from potstill.tasks.base import quiet_transformers
@@ -90,8 +90,9 @@ def export_folder(model: Path, folder: Path, formats: Sequence[str]) -> list[dic
     if "onnx-int8" in formats:
         files["onnx-int8"] = quantize_onnx(files["onnx"], folder / FILES["onnx-int8"][1])
     random = torch.Generator().manual_seed(0)
-    words = loaded.config.vocab_size
-    ids = [torch.randint(words // 2, words, (4, length), generator=random) for length in (5, 9, 17, 33)]
+    words, most = loaded.config.vocab_size, token_limit(loaded, tokenizer)
+    lengths = [min(length, most) for length in (5, 9, 17, 33)]
+    ids = [torch.randint(words // 2, words, (4, length), generator=random) for length in lengths]
     batches = [{"input_ids": i, "attention_mask": torch.ones_like(i), "token_type_ids": torch.zeros_like(i)} for i in ids]
     with torch.inference_mode():
         logits = torch.cat([loaded(**inputs_for(loaded, batch)).logits for batch in batches]).numpy()

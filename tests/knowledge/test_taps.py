@@ -117,6 +117,23 @@ def test_recorded_queries_and_keys_make_the_attention_maps(family):
         torch.testing.assert_close(scores.softmax(-1)[real], seen.attention[layer][real], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("family", "modules"), [("mpnet", "attention.attn.{}"), ("deberta-v2", "attention.self.{}_proj")]
+)
+@pytest.mark.parametrize("kind", ["query", "key", "value"])
+def test_hooked_modules_give_what_their_name_says(family, modules, kind):
+    model = made(family)
+    module = layers_of(model)[1].get_submodule(modules.format(kind[0] if family == "mpnet" else kind))
+    with torch.no_grad():
+        module.weight.zero_()
+        module.bias.fill_(0.5)
+        seen = observe(model, tiny_batch(), EVERYTHING)
+    found = {"query": seen.queries, "key": seen.keys, "value": seen.values}
+    for name, layers in found.items():
+        assert (layers[1] == 0.5).all() == (name == kind)
+        assert not (layers[0] == 0.5).all()
+
+
 def allowed(family, layer, batch):
     """[B,1,S,S] true where a query may look at a key, written down from the families' papers, not from their code."""
     valid = batch["attention_mask"].bool()

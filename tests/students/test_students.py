@@ -86,7 +86,9 @@ def test_lists_of_one_entry_a_layer_are_cut_with_the_layers():
     assert len(qwen.config.layer_types) == 2
 
 
-@pytest.mark.parametrize(("rule", "kept"), [("spread", (0, 3)), ("uniform", (1, 3)), ("first", (0, 1)), ("last", (2, 3))])
+@pytest.mark.parametrize(
+    ("rule", "kept"), [("spread", (0, 3)), ("uniform", (1, 3)), ("first", (0, 1)), ("last", (2, 3))]
+)
 def test_a_count_becomes_layers_by_the_rule(rule, kept):
     teacher = tiny_model(layers=4)
     student = build_student(teacher, layers=2, rule=rule)

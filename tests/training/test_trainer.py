@@ -77,23 +77,21 @@ def losses(made):
 
 
 @pytest.mark.parametrize("unlabelled", [(), (1, 4, 5, 6, 7)], ids=["labelled", "partly labelled"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw_torch"])
-def test_accumulation_changes_neither_weights_nor_losses(tmp_path, unlabelled, optimizer):
+def test_accumulation_changes_neither_weights_nor_losses(tmp_path, unlabelled):
+    """With plain gradient descent: Adam's first step is the sign of a gradient, and that of a 0 is rounding."""
     data, found = rows(8, unlabelled), []
     for batch, accumulation in ((8, 1), (2, 4), (3, 3), (1, 8)):
         student = still(tiny_model(layers=2, width=32, seed=1))
         start = [p.detach().clone() for p in student.parameters()]
-        made = trainer(tmp_path, data, student=student, batch=batch, accumulation=accumulation, arguments={"optim": optimizer})
+        made = trainer(tmp_path, data, student=student, batch=batch, accumulation=accumulation)
         made.train()
         assert made.state.global_step == 1
         weights = {name: tensor.clone() for name, tensor in made.distiller.state_dict().items()}
         found.append((weights, losses(made)[0]))
         assert any(not torch.equal(a, b) for a, b in zip(start, student.parameters(), strict=True))
-    # Adam's first step is the gradient's sign: where a gradient is 0 but for rounding, it may go either way.
-    wrong = 0.0 if optimizer == "sgd" else 0.002
     for weights, logged in found[1:]:
-        off = [(~torch.isclose(weights[name], tensor, rtol=1e-4, atol=2e-6)).sum().item() for name, tensor in found[0][0].items()]
-        assert sum(off) <= wrong * sum(tensor.numel() for tensor in weights.values())
+        for name, tensor in found[0][0].items():
+            torch.testing.assert_close(weights[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
         for key in ("loss", *(key for key in logged if key.startswith("part/"))):
             assert math.isclose(logged[key], found[0][1][key], rel_tol=1e-5, abs_tol=1e-7), key
 
@@ -107,7 +105,9 @@ def test_a_last_smaller_window_is_divided_by_its_own_counts(tmp_path):
     means = [entry["loss"] for entry in losses(made)]
     alone = []
     for window in torch.tensor(list(made._get_train_sampler())).split(4):
-        one = trainer(tmp_path, data.select(window.tolist()), student=student, batch=4, arguments={"learning_rate": 1e-9})
+        one = trainer(
+            tmp_path, data.select(window.tolist()), student=student, batch=4, arguments={"learning_rate": 1e-9}
+        )
         one.distiller.projectors.load_state_dict(made.distiller.projectors.state_dict())
         one.train()
         alone.append(losses(one)[0]["loss"])
@@ -195,33 +195,27 @@ def test_gradient_checkpointing_trains_the_same_weights(tmp_path):
 # ---- not a number
 
 
-def spoiled(step, micro):
-    """A loss that is NaN once, in the last micro-batch of a step."""
+def spoiled(call):
+    """A loss that is NaN once, when it is called for that time."""
     calls = []
 
     def spoiled_mse(student, teacher):
         calls.append(1)
         value = (student - teacher).square().mean(-1)
-        return value * float("nan") if len(calls) == step * micro else value
+        return value * float("nan") if len(calls) == call else value
 
     return spoiled_mse
 
 
-class Nothing(TrainerCallback):
-    pass
-
-
-@pytest.mark.parametrize("accumulation", [1, 2, 3])
-@pytest.mark.parametrize("logging", [1, 4, 100])
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("logging", [1, 100])
 @pytest.mark.parametrize("step", [3, 6])
 def test_a_term_that_is_not_a_number_is_named_with_its_step(tmp_path, accumulation, logging, step):
     # 4 batches an epoch: with 3 micro-batches a step, every second window holds a single one
-    data, batches = rows(16), 4
-    windows = [min(accumulation, batches - start) for start in range(0, batches, accumulation)]
-    calls = sum(windows[i % len(windows)] for i in range(step))
-    terms = [Term("labels"), Term("logits", loss=spoiled(calls, 1))]
+    windows = {1: (1, 1), 3: (3, 1)}[accumulation]
+    terms = [Term("labels"), Term("logits", loss=spoiled(sum(windows[i % 2] for i in range(step))))]
     arguments = {"logging_steps": logging, "save_strategy": "steps", "save_steps": 2}
-    made = trainer(tmp_path, data, terms=terms, batch=4, accumulation=accumulation, steps=12, arguments=arguments)
+    made = trainer(tmp_path, rows(16), terms, batch=4, accumulation=accumulation, steps=12, arguments=arguments)
     with pytest.raises(TrainingError, match=f"at step {step}. Got: logits = nan"):
         made.train()
     kept = latest(tmp_path)
@@ -235,7 +229,7 @@ def test_a_term_that_is_not_a_number_is_named_with_its_step(tmp_path, accumulati
 def test_a_loss_that_is_not_a_number_is_found_before_anything_is_evaluated(tmp_path):
     asked = []
     arguments = {"eval_strategy": "steps", "eval_steps": 2, "logging_steps": 50}
-    terms = [Term("logits", loss=spoiled(2, 1))]
+    terms = [Term("logits", loss=spoiled(2))]
 
     def evaluator(_student):
         asked.append(1)
@@ -294,7 +288,7 @@ def test_rows_of_a_plain_list_of_columns_work_without_lengths(tmp_path):
 
 
 def test_several_devices_are_one_process_each(tmp_path):
-    """`Trainer` would split a batch over the devices of one process, where a teacher outside the module can't follow."""
+    """`Trainer` would split a batch over the devices of one process; a teacher outside the module can't follow."""
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
     assert arguments.n_gpu <= 1
     arguments._n_gpu = 2

@@ -9,6 +9,8 @@ from potstill import __version__
 from potstill.cli import evaluate, export, plan, predict, recipes, report, run, samples
 from potstill.errors import PotstillError
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="potstill",
     help="Knowledge distillation for transformers: from a teacher to a small model that ships, with the evidence.",
@@ -48,6 +50,7 @@ def main() -> None:
         for line in str(error).splitlines():
             typer.secho(f"error: {line}", fg="red", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("\nstopped. The same command goes on from the last checkpoint.", err=True)
-        sys.exit(130)
+    except SystemExit as done:
+        if done.code == INTERRUPTED:  # typer has made this of a KeyboardInterrupt
+            typer.echo("\nstopped. The same command goes on from the last checkpoint.", err=True)
+        raise

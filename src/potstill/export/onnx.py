@@ -32,6 +32,7 @@ import torch
 from potstill.checks import problem
 from potstill.errors import ExportError
 from potstill.export.runtime import INSTALL
+from potstill.knowledge.architectures import longest_input
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT = "logits"

@@ -85,7 +85,7 @@ def architecture(model: PreTrainedModel) -> Architecture:
             problem(
                 "The layers of this model family are not known",
                 given=f"'{family}'",
-                follows="Logits and labels can be distilled, layers, attention and relations can't, and no student can be cut",
+                follows="Logits and labels can be distilled, but no layers or attention, and no student can be cut",
                 do=f"Use one of {', '.join(sorted(ARCHITECTURES))}, or add a row to potstill.knowledge.architectures",
             )
         )

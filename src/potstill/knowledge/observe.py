@@ -27,12 +27,12 @@ def _parameters(model_class: type) -> frozenset[str]:
 
 def inputs_for(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Any]:
     """What of a batch this model's forward takes. Labels are never passed on: the objective computes the loss."""
-    known = _parameters(type(model))
+    known = _parameters(type(model))  # type: ignore[arg-type]
     return {name: value for name, value in batch.items() if name in known}
 
 
 class Observer:
-    """A model and what is asked of it; call it with a batch. The model's mode and gradients are the caller's business."""
+    """A model and what is asked of it; call it with a batch. Its mode and gradients are the caller's business."""
 
     def __init__(self, model: PreTrainedModel, needs: Needs) -> None:
         self.model = model

@@ -1,10 +1,10 @@
 """Taps: forward hooks that collect what is asked for, and always come off again.
 
-Queries, keys, values and maps come from one seam, an attention function registered with transformers. The tap switches the
-model to it for one forward pass and back. For queries, keys and values it passes through to PyTorch's fused kernel, so that
-they cost nothing but a reference. Maps exist only in eager attention, so `tapped` refuses them of a model that runs a fused
-kernel (TRAPS: such a kernel gives an empty tuple, and the loss is silently zero); the probabilities are recorded before
-dropout, as no published loss compares noise.
+Queries, keys, values and maps come from one seam, an attention function registered with transformers. The tap switches
+the model to it for one forward pass and back. For queries, keys and values it passes through to PyTorch's fused kernel,
+so that they cost nothing but a reference. Maps exist only in eager attention, so `tapped` refuses them of a model that
+runs a fused kernel (such a kernel gives an empty tuple, and the loss is silently zero); the probabilities are recorded
+before dropout, as no published loss compares noise.
 
 A hidden state is recorded as its layer returned it, before any final norm, in teacher and student alike.
 """
@@ -62,7 +62,7 @@ def fused_attention(
 ) -> tuple[Tensor, None]:
     """PyTorch's fused attention, with queries, keys and values recorded on the way in."""
     _record_inputs(module, query, key, value)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[return-value]
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
 def eager_attention(

@@ -1,7 +1,7 @@
 """`Needs` says what an objective asks of a model; `Knowledge` holds what was observed.
 
-Both are frozen records. Left of them code knows models, right of them only tensors. Layers are numbered from 0; the output
-of the embeddings (what enters layer 0) is layer `mappings.EMBEDDINGS`, and exists for hidden states alone.
+Both are frozen records. Left of them code knows models, right of them only tensors. Layers are numbered from 0; the
+output of the embeddings (what enters layer 0) is layer `mappings.EMBEDDINGS`, and exists for hidden states alone.
 """
 
 from collections.abc import Mapping

@@ -38,8 +38,8 @@ def build_student(
     Returns:
         A model in eval mode, float32 where the teacher is. With neither `layers` nor `config`, a copy of the teacher.
 
-    Prefer `layers` while half or a third of the depth is small enough: copied layers need a fraction of the training. Use
-    `config` for narrower students; they start from nothing, and want much more (unlabelled) data.
+    Prefer `layers` while half or a third of the depth is small enough: copied layers need a fraction of the training.
+    Use `config` for narrower students; they start from nothing, and want much more (unlabelled) data.
     """
     if layers is not None and config is not None:
         raise ModelError(
@@ -74,6 +74,11 @@ def _from_config(teacher: PreTrainedModel, changes: Mapping[str, Any], seed: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return cast(type(teacher)(config), teacher.dtype).eval()
+            student = cast(type(teacher)(config), teacher.dtype)
         except (ValueError, TypeError) as error:
-            raise ModelError(problem("A student of this config can't be built", given=dict(changes), follows=str(error))) from None
+            follows = str(error)
+            raise ModelError(
+                problem("A student of this config can't be built", given=changes, follows=follows)
+            ) from None
+    student.eval()  # type: ignore[no-untyped-call]
+    return student

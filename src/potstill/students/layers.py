@@ -18,8 +18,8 @@ PER_LAYER_FIELDS = ("layer_types", "mlp_layer_types", "no_rope_layers")
 def cut_layers(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
     """A new model of the same class with the layers `keep` of `model`, and everything else copied from it.
 
-    Embeddings, pooler, final norm and head are copied; layers are renumbered from 0, so that whatever depends on a layer's
-    number (alternating attention, caches) is built for the new depth. `model` is left as it was.
+    Embeddings, pooler, final norm and head are copied; layers are renumbered from 0, so that whatever depends on a
+    layer's number (alternating attention, caches) is built for the new depth. `model` is left as it was.
 
     Args:
         keep: numbers of the layers to keep, from 0, ascending.
@@ -56,4 +56,5 @@ def cut_layers(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
                 do="Keep layer 0 as the first layer",
             )
         )
-    return student.eval()
+    student.eval()  # type: ignore[no-untyped-call]
+    return student

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import datasets
 import torch
@@ -20,7 +20,7 @@ from potstill.errors import ModelError
 from potstill.objective import Defaults
 
 Batch = dict[str, Tensor]
-Rows = Dataset
+Rows: TypeAlias = Dataset
 """Encoded rows: what `Task.encode` gives, with random access."""
 
 
@@ -63,13 +63,13 @@ def quiet_transformers() -> Iterator[None]:
     verbosity = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity(logging.CRITICAL)
-    transformers.logging.disable_progress_bar()
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         transformers.logging.set_verbosity(verbosity)
         if bars:
-            transformers.logging.enable_progress_bar()
+            transformers.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def load_pretrained(
             problem(
                 f"The model '{path}' can't be loaded",
                 given=str(error).strip().splitlines()[0],
-                do="Give a packaged sample (see `potstill samples`), a local folder, or a hub id that the network reaches",
+                do="Give a packaged sample (`potstill samples` lists them), a local folder, or a hub id within reach",
             )
         ) from error
     # Each of these is a name with the two shapes beside it, or the name alone.
@@ -113,14 +113,16 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
     """The tokenizer of a model, with a padding token (the end-of-text token where it has none of its own)."""
     try:
         with quiet_transformers():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                path, trust_remote_code=trust_remote_code
+            )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             problem(
                 f"No tokenizer can be loaded from '{path}'",
                 given=str(error).strip().splitlines()[0],
-                do="Put the tokenizer's files into the model's folder, as save_pretrained writes them; for a hub id, check the "
-                "name and the network, or give the folder of a model that was downloaded before",
+                do="Put the tokenizer's files into the model's folder, as save_pretrained writes them; for a hub id, "
+                "check the name and the network, or give the folder of a model that was downloaded before",
             )
         ) from error
     if tokenizer.pad_token is None:

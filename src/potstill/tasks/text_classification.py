@@ -14,7 +14,7 @@ from potstill.objective import Defaults
 from potstill.tasks.base import Batch, LoadedModel, bars_on_a_terminal, load_pretrained
 
 IGNORED = -100
-PROBLEM_TYPES = {
+PROBLEM_TYPES: dict[str, Any] = {
     "single_label": "single_label_classification",
     "multi_label": "multi_label_classification",
     "regression": "regression",
@@ -82,7 +82,7 @@ class TextClassification:
         return loaded
 
     def encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Dataset:
-        """Columns ``text``, ``text_pair`` (if there) and ``labels`` as ``input_ids`` and what else the tokenizer gives."""
+        """Columns ``text``, ``text_pair`` (if there), ``labels`` as ``input_ids`` and what else the tokenizer gives."""
         paired = "text_pair" in rows.column_names
 
         def tokens(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:

@@ -1,8 +1,8 @@
 """Checkpoints that can be trusted: a marker is written last, and only marked ones are resumed from.
 
-`Trainer` writes a checkpoint in place, so a killed run leaves half of one. Old ones are removed only once a newer one is
-whole. The student's weights stand in a plain safetensors file, the projections in another; the optimiser, scheduler and
-generator states beside them are the Trainer's own.
+`Trainer` writes a checkpoint in place, so a killed run leaves half of one. Old ones are removed only once a newer one
+is whole. The student's weights stand in a plain safetensors file, the projections in another; the optimiser, scheduler
+and generator states beside them are the Trainer's own.
 """
 
 import json

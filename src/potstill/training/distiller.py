@@ -30,7 +30,7 @@ class Distiller(nn.Module):
         objective: the terms; bound here to the shapes of both models.
         task: says what labels and masks mean.
         teacher: the model to learn from; put into eval mode, and otherwise left as it was.
-        teacher_dtype: the precision that the teacher runs in, a copy of it where it has another; None leaves it as it is.
+        teacher_dtype: the precision that the teacher runs in, as a copy where it has another; None leaves it as it is.
 
     Raises:
         RecipeError: the objective doesn't fit the models.
@@ -64,7 +64,8 @@ class Distiller(nn.Module):
         if teacher is not None and self.objective.needs_teacher:
             if teacher_dtype not in (None, teacher.dtype):
                 teacher = cast(copy.deepcopy(teacher), teacher_dtype)
-            held = Observer(teacher.eval(), self.objective.needs("teacher"))
+            teacher.eval()  # type: ignore[no-untyped-call]
+            held = Observer(teacher, self.objective.needs("teacher"))
         self.__dict__["_observe_teacher"] = held  # past nn.Module's registration: never a submodule
 
     @property
@@ -110,9 +111,7 @@ class Distiller(nn.Module):
         )
 
 
-def bind(
-    objective: Objective, student: PreTrainedModel, task: Task, teacher: PreTrainedModel | None
-) -> BoundObjective:
+def bind(objective: Objective, student: PreTrainedModel, task: Task, teacher: PreTrainedModel | None) -> BoundObjective:
     """An objective bound to two models and a task; refuses models that don't share a vocabulary."""
     if teacher is student:
         raise ModelError(

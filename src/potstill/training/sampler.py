@@ -1,4 +1,4 @@
-"""Batches of like length, as a pure function of seed and epoch, so that a resumed run sees the batches it would have seen."""
+"""Batches of like length, as a pure function of seed and epoch: a resumed run sees the batches it would have seen."""
 
 from collections.abc import Iterator, Sequence
 

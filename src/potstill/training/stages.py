@@ -98,7 +98,7 @@ def train(
     final, finished = folder / "final", folder / "finished.json"
     if finished.exists():
         load_weights(trainer.distiller, final)
-        student.eval()
+        student.eval()  # type: ignore[no-untyped-call]
         return TrainRecord(**json.loads(finished.read_text(encoding="utf-8")))
     checkpoint = latest(folder)
     if checkpoint is not None and is_last(checkpoint):
@@ -113,14 +113,14 @@ def train(
     beside.write_text(json.dumps(record.as_dict()), encoding="utf-8")
     beside.replace(finished)
     prune(folder, set())
-    student.eval()
+    student.eval()  # type: ignore[no-untyped-call]
     return record
 
 
 def training_arguments(
     settings: TrainSettings, lesson: Lesson, folder: Path, *, bfloat16: bool, seed: int
 ) -> TrainingArguments:
-    """The `TrainingArguments` of a stage. Evaluations are counted in steps, so that a resumed run makes the same ones."""
+    """The `TrainingArguments` of a stage. Evaluations are counted in steps, so that a resumed run makes the same."""
     steps, per_epoch = total_steps(settings, len(lesson.rows), _world_size())
     evaluate = lesson.evaluator is not None
     every = math.ceil(steps / settings.evaluations) if settings.evaluations else per_epoch
@@ -166,7 +166,9 @@ class _Clock(TrainerCallback):
         self.before = max((entry.get("elapsed", 0.0) for entry in state.log_history), default=0.0)
         self.started = time.monotonic()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **_kwargs: Any) -> None:
+    def on_log(  # type: ignore[override]
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **_kwargs: Any
+    ) -> None:
         state.log_history[-1]["elapsed"] = self.before + time.monotonic() - self.started
         self.loss = logs.get("loss", self.loss)
 
@@ -194,10 +196,12 @@ def _record(trainer: DistillationTrainer, settings: TrainSettings) -> TrainRecor
     ]
     best = trainer.state.best_global_step if settings.keep == "best" else None
     steps = trainer.state.global_step
+    rows, world = len(trainer.train_dataset), _world_size()  # type: ignore[arg-type]
+    epochs, rest = divmod(steps, total_steps(settings, rows, world)[1])
     return TrainRecord(
         steps=steps,
         seconds=max((entry.get("elapsed", 0.0) for entry in history), default=0.0),
-        rows_seen=steps * settings.batch_size * settings.accumulation * _world_size(),
+        rows_seen=epochs * rows + rest * settings.batch_size * settings.accumulation * world,
         points=points,
         evaluations=evaluations,
         best_step=best,

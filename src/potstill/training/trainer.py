@@ -1,16 +1,17 @@
 """`DistillationTrainer`: the Hugging Face `Trainer`, around a `Distiller`.
 
 What it changes, and why:
-- The loss is divided by counts over the whole accumulation window and all ranks, each term by its own positions (`Trainer`
-  would count labels alone, and not divide a custom loss at all).
+- The loss is divided by counts over the whole accumulation window and all ranks, each term by its own positions
+  (`Trainer` would count labels alone, and not divide a custom loss at all).
 - Batches come from a sampler that is a pure function of seed and epoch, so that a resumed run sees the same ones.
 - Checkpoints hold plain safetensors and are marked when whole; the last whole one stays until the next is.
-- Each term's share of the loss is logged; a share that is not a finite number stops training and names the term and step.
+- Each term's share of the loss is logged; a share that is not a finite number stops training and names term and step.
   Shares are collected on the device and read when something is logged, so that a step never waits for them.
 - Before anything is evaluated or saved, it is logged. A checkpoint thus never falls between two points of the learning
   curve (a resumed run would draw another curve), and never holds weights from after a loss that is not a number.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,11 @@ class DistillationTrainer(Trainer):
         **trainer_options: Any,
     ) -> None:
         arguments = args if args is not None else TrainingArguments(report_to="none")
+        if arguments.n_gpu > 1:
+            # One device a process: `Trainer` would split batches over all of them, and a teacher outside the module
+            # can't follow its student there. For several, start one process each (torchrun).
+            arguments = copy.copy(arguments)
+            arguments._n_gpu = 1
         set_seed(arguments.seed)  # projections are initialised next
         self.distiller = Distiller(student, objective, task, teacher, teacher_dtype=teacher_dtype)
         self.evaluator = evaluator
@@ -82,7 +88,7 @@ class DistillationTrainer(Trainer):
             model=self.distiller,
             args=arguments,
             train_dataset=train_dataset,
-            data_collator=task.collator(tokenizer),  # type: ignore[arg-type]
+            data_collator=task.collator(tokenizer),
             # `Trainer` wants to see one before it evaluates; the evaluator has its own rows, and never reads it
             eval_dataset=train_dataset if evaluator is not None else None,
             **trainer_options,
@@ -100,14 +106,14 @@ class DistillationTrainer(Trainer):
         return data_collator
 
     def _get_train_sampler(self, train_dataset: Rows | None = None) -> LengthGroupedSampler:
-        rows = train_dataset if train_dataset is not None else self.train_dataset
+        rows: Any = train_dataset if train_dataset is not None else self.train_dataset
         known = self.group_by_length and "length" in rows.column_names
         lengths = list(rows["length"]) if known else None
         return LengthGroupedSampler(lengths, self._train_batch_size, self.args.seed, rows=len(rows))
 
     # ---- the loss
 
-    def get_batch_samples(
+    def get_batch_samples(  # type: ignore[override]
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], dict[str, Tensor]]:
         """The micro-batches of one optimiser step, and the positions in them, counted over all ranks."""
@@ -119,7 +125,7 @@ class DistillationTrainer(Trainer):
             counts = self.accelerator.reduce(counts, reduction="sum")
         return batches, dict(zip(names, counts.unbind(), strict=True))
 
-    def compute_loss(
+    def compute_loss(  # type: ignore[override]
         self,
         model: nn.Module,
         inputs: dict[str, Any],
