@@ -3,8 +3,8 @@
     python benchmarks/step.py                  # the packaged MiniLM, six layers teaching three
     python benchmarks/step.py --repeats 9
 
-Both run the same batches in turns, segment by segment, on the same machine; what is reported is the median over segments of
-the paired ratio. The first steps of each segment are not timed. Writes benchmarks/results/step.json.
+Both run the same batches in turns, segment by segment, on the same machine; what is reported is the median over
+segments of the paired ratio. The first steps of each segment are not timed. Writes benchmarks/results/step.json.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from potstill.training.sampler import LengthGroupedSampler
 from potstill.training.stages import Lesson, training_arguments
 
 WARM = 3
+PARTS = ("data", "teacher forward", "student forward", "loss", "student backward", "clip", "optimiser")
 TEMPERATURE = 2.0
 
 
@@ -101,7 +102,7 @@ def by_hand(made: dict[str, Any], settings: TrainSettings, bfloat16: bool, seed:
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: min(s / warm, (steps - s) / (steps - warm)))
     order = list(LengthGroupedSampler(made["rows"]["length"], settings.batch_size, seed))
     collate, rows = made["task"].collator(made["tokenizer"]), made["rows"]
-    parts = dict.fromkeys(("data", "teacher forward", "student forward", "loss", "student backward", "clip", "optimiser"), 0.0)
+    parts = dict.fromkeys(PARTS, 0.0)
     started = 0.0
     for step in range(steps):
         if step == WARM:
@@ -118,7 +119,8 @@ def by_hand(made: dict[str, Any], settings: TrainSettings, bfloat16: bool, seed:
         marks.append(time.perf_counter())
         student_log = functional.log_softmax(logits / TEMPERATURE, -1)
         teacher_log = functional.log_softmax(target / TEMPERATURE, -1)
-        loss = TEMPERATURE**2 * functional.kl_div(student_log, teacher_log, log_target=True, reduction="sum") / len(labels)
+        divergence = functional.kl_div(student_log, teacher_log, log_target=True, reduction="sum")
+        loss = TEMPERATURE**2 * divergence / len(labels)
         marks.append(time.perf_counter())
         loss.backward()
         marks.append(time.perf_counter())
@@ -152,7 +154,8 @@ def main() -> None:
             mine = first if first is not None else ours(made, settings, precision.bfloat16, repeat)
             pairs.append((mine, hand))
             shares.append(share)
-            print(f"segment {repeat}: ours {mine * 1e3:.1f} ms, by hand {hand * 1e3:.1f} ms, ratio {mine / hand:.3f}", flush=True)
+            times = f"ours {mine * 1e3:.1f} ms, by hand {hand * 1e3:.1f} ms"
+            print(f"segment {repeat}: {times}, ratio {mine / hand:.3f}", flush=True)
     ratios = [mine / hand for mine, hand in pairs]
     result = {
         "what": "seconds a step of DistillationTrainer over those of a hand-written loop, paired by segment",

@@ -23,7 +23,7 @@ Cli = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Runs a command as the shell would, in this process: (exit code, what was printed, what went to the error stream)."""
+    """Runs a command as the shell would, in this process: (exit code, what it printed, what it said of errors)."""
     monkeypatch.setenv("COLUMNS", "200")
 
     def call(*arguments: object) -> tuple[int, str, str]:
@@ -130,7 +130,14 @@ def test_evaluate_says_what_the_run_said(cli: Cli, home: Path) -> None:
     test = tiny_files(home)["test"]
     code, out, err = cli("evaluate", home / "run" / "student", "--data", test, "--teacher", home / "run" / "teacher")
     assert (code, err) == (0, "")
-    for said in ("30 of test", f"{100 * accuracy:.2f} %", "Calibration error (ECE)", "less teacher", "Agreement with teacher", "KL to teacher"):
+    for said in (
+        "30 of test",
+        f"{100 * accuracy:.2f} %",
+        "Calibration error (ECE)",
+        "less teacher",
+        "Agreement with teacher",
+        "KL to teacher",
+    ):
         assert said in out, out
 
 
@@ -156,7 +163,9 @@ def test_evaluate_beside_a_teacher_of_another_tokenizer(cli: Cli, home: Path, tm
         table = model.get_input_embeddings().weight
         table[[words["good"], words["bad"]]] = table[[words["bad"], words["good"]]].clone()
     save_folder(model, tmp_path / "other", other)
-    found = cli("evaluate", home / "run" / "student", "--data", tiny_files(home)["test"], "--teacher", tmp_path / "other")
+    found = cli(
+        "evaluate", home / "run" / "student", "--data", tiny_files(home)["test"], "--teacher", tmp_path / "other"
+    )
     assert "100.00 %" in next(line for line in found[1].splitlines() if line.startswith("Agreement"))
 
 
@@ -212,7 +221,9 @@ def test_samples(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (["report", "nowhere"], "nowhere holds no finished run"),
     ],
 )
-def test_one_clean_message(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str) -> None:
+def test_one_clean_message(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = cli(*arguments)
     assert (code, out) == (1, "")

@@ -55,7 +55,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Out
 # ---- what a run leaves
 
 MODEL_KEYS = (
-    "key title description seeds metrics retained agreement kl calibration per_class confusion overfit cost training curves"
+    "key title description seeds metrics retained agreement kl calibration per_class confusion overfit cost training "
+    "curves"
 )
 KEYS = {
     "": "schema run data metrics primary models comparisons verdict exports examples how",
@@ -162,7 +163,9 @@ def test_an_update_redoes_only_what_is_concerned(whole: tuple[dict[str, Any], Ou
         assert reused[place] is False
 
 
-def test_attention_maps_make_both_models_eager(whole: tuple[Any, Outcome, Told], tmp_path: Path, monkeypatch: Any) -> None:
+def test_attention_maps_make_both_models_eager(
+    whole: tuple[Any, Outcome, Told], tmp_path: Path, monkeypatch: Any
+) -> None:
     assert "both models run eager attention" in whole[2].text
     seen: list[str] = []
 
@@ -206,7 +209,10 @@ def test_the_baseline_has_the_students_start_and_batches(tmp_path: Path, monkeyp
             return whole_train(model, lesson, settings, folder, **options)
 
     monkeypatch.setattr(pipeline, "train", spy)
-    stage = {"terms": [{"knowledge": "logits"}, {"knowledge": "hidden", "project": "linear"}], "train": {**SHORT, "steps": 10}}
+    stage = {
+        "terms": [{"knowledge": "logits"}, {"knowledge": "hidden", "project": "linear"}],
+        "train": {**SHORT, "steps": 10},
+    }
     changes = {"distill": [stage], "refine": {"train": SHORT}, "evaluate": {"baseline": True}}
     run(tiny_recipe(tmp_path, changes), tmp_path / "run")
     assert [name for name, _ in starts] == [
@@ -241,7 +247,7 @@ def pairs(folder: Path) -> dict[str, Any]:
 
 
 def multi_label(folder: Path) -> dict[str, Any]:
-    texts, labels = tiny_texts(60)
+    texts, _ = tiny_texts(60)
     rows = [{"text": t, "label": [["x"], ["x", "y"], ["y"]][n % 3]} for n, t in enumerate(texts)]
     hidden = {"terms": [{"knowledge": "logits"}, {"knowledge": "hidden"}], "train": SHORT}
     return {"data": {"files": {"train": write_jsonl(folder / "rows.jsonl", rows)}}, "distill": [hidden]}
@@ -280,12 +286,18 @@ def checkpoint(folder: Path) -> dict[str, Any]:
 def narrower(folder: Path) -> dict[str, Any]:
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3}
     terms = [{"knowledge": "hidden", "layers": "last"}, {"knowledge": "values", "heads": 2}]
-    return {"student": {"from": "config", "layers": None, "config": sizes}, "distill": [{"terms": terms, "train": SHORT}]}
+    return {
+        "student": {"from": "config", "layers": None, "config": sizes},
+        "distill": [{"terms": terms, "train": SHORT}],
+    }
 
 
 def mpnet(folder: Path) -> dict[str, Any]:
     terms = [{"knowledge": kind} for kind in ("logits", "hidden", "queries", "attention")]
-    return {"teacher": {"model": tiny_teacher(folder / "mpnet", "mpnet")}, "distill": [{"terms": terms, "train": SHORT}]}
+    return {
+        "teacher": {"model": tiny_teacher(folder / "mpnet", "mpnet")},
+        "distill": [{"terms": terms, "train": SHORT}],
+    }
 
 
 def llama(folder: Path) -> dict[str, Any]:
@@ -345,7 +357,9 @@ def test_unlabelled_rows_only_teach(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return whole_train(model, lesson, *rest, **options)
 
     monkeypatch.setattr(pipeline, "train", spy)
-    recipe = tiny_recipe(tmp_path, {**unlabelled(tmp_path), "evaluate": {"baseline": True, "pretrained_baseline": False}})
+    recipe = tiny_recipe(
+        tmp_path, {**unlabelled(tmp_path), "evaluate": {"baseline": True, "pretrained_baseline": False}}
+    )
     run(recipe, tmp_path / "run")
     assert seen == [60, 100, 100], "teacher, student, baseline"
 
@@ -388,7 +402,9 @@ def test_what_was_deleted_is_made_again(tmp_path: Path) -> None:
 def test_rows_without_a_label_are_left_out_of_the_numbers(tmp_path: Path) -> None:
     recipe, told = tiny_recipe(tmp_path), Told()
     texts, _ = tiny_texts(20, seed=9)
-    recipe["data"]["files"]["test"] = write_csv(tmp_path / "gaps.csv", {"text": texts, "label": ["bad", "good", "", "bad"] * 5})
+    recipe["data"]["files"]["test"] = write_csv(
+        tmp_path / "gaps.csv", {"text": texts, "label": ["bad", "good", "", "bad"] * 5}
+    )
     made = run(recipe, tmp_path / "run", progress=told)
     assert made.results["data"]["splits"]["test"] == 15
     assert "5 of the 20 rows of test are left out: they have no label" in told.text
@@ -519,7 +535,9 @@ def test_texts_longer_than_a_model_has_places_for(refused: Any, tmp_path: Path) 
 
 @pytest.mark.parametrize("what", ["model", "data"])
 def test_no_network(refused: Any, what: str) -> None:
-    changes = {"teacher": {"model": "someone/some-model"}} if what == "model" else {"data": {"name": "someone/some-data"}}
+    changes = (
+        {"teacher": {"model": "someone/some-model"}} if what == "model" else {"data": {"name": "someone/some-data"}}
+    )
     if what == "data":
         changes["data"]["files"] = None
     said = refused(changes, ModelError if what == "model" else DataError)
@@ -530,12 +548,26 @@ def test_no_network(refused: Any, what: str) -> None:
 
 
 def test_nan_stops_names_the_term_and_keeps_the_checkpoint(tmp_path: Path) -> None:
-    train = {**SHORT, "steps": 8, "checkpoint_steps": 1, "learning_rate": 1e30, "max_grad_norm": 0, "warmup": 0, "schedule": "constant"}
+    train = {
+        **SHORT,
+        "steps": 8,
+        "checkpoint_steps": 1,
+        "learning_rate": 1e30,
+        "max_grad_norm": 0,
+        "warmup": 0,
+        "schedule": "constant",
+    }
     terms = [{"knowledge": "labels", "weight": 1.0}, {"knowledge": "hidden"}]
     with pytest.raises((TrainingError, ModelError)) as caught:
         run(tiny_recipe(tmp_path, {"distill": [{"terms": terms, "train": train}]}), tmp_path / "run")
     said = str(caught.value)
-    for part in ("not a finite number at step 2", "labels = nan", "hidden = nan", "Lower the learning rate", "last checkpoint"):
+    for part in (
+        "not a finite number at step 2",
+        "labels = nan",
+        "hidden = nan",
+        "Lower the learning rate",
+        "last checkpoint",
+    ):
         assert part in said, said
     kept = list((tmp_path / "run" / "work").rglob("complete"))
     assert len(kept) == 1 and kept[0].parent.name == "checkpoint-1"

@@ -77,7 +77,9 @@ def test_stages_and_their_steps(planned: planning.Plan) -> None:
 
 def test_memory_and_disk(planned: planning.Plan) -> None:
     weights, teacher, activations = planned.memory.values()
-    assert weights == 16 * planned.parameters["teacher"], "weight, gradient and two moments, of the largest that is trained"
+    assert weights == 16 * planned.parameters["teacher"], (
+        "weight, gradient and two moments, of the largest that is trained"
+    )
     assert teacher == 4 * planned.parameters["teacher"]
     assert activations > 0 and planned.disk > 4 * planned.parameters["teacher"]
 
@@ -99,7 +101,9 @@ def test_nothing_is_trained_and_nothing_written(tmp_path: Path, monkeypatch: pyt
 
     def spy(*args: Any) -> Any:
         found = whole(*args)
-        models.extend((model, {k: v.clone() for k, v in model.state_dict().items()}) for model in (found.teacher, found.student))
+        models.extend(
+            (model, {k: v.clone() for k, v in model.state_dict().items()}) for model in (found.teacher, found.student)
+        )
         return found
 
     monkeypatch.setattr(planning, "preflight", spy)
@@ -134,7 +138,18 @@ def test_print(planned: planning.Plan) -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     print_plan(planned, console)
     text = console.export_text()
-    for said in ("[B,S,16] with [B,S,32]", "linear 16 to 32", "embeddings-embeddings, 0-1, 1-3", "values of 2, 3", "1 to 0"):
+    for said in (
+        "[B,S,16] with [B,S,32]",
+        "linear 16 to 32",
+        "embeddings-embeddings, 0-1, 1-3",
+        "values of 2, 3",
+        "1 to 0",
+    ):
         assert said in text, said
-    for said in ("rows: train 60, validation 30, test 30; classes: bad, good", "memory: about", "disk: about", "[B,V] with labels"):
+    for said in (
+        "rows: train 60, validation 30, test 30; classes: bad, good",
+        "memory: about",
+        "disk: about",
+        "[B,V] with labels",
+    ):
         assert said in text, said

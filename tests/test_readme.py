@@ -1,4 +1,7 @@
-"""What the README shows, run as it stands: its Python in order, its recipe, its commands. Tiny models stand in for samples."""
+"""What the README shows, run as it stands: its Python in order, its recipe, its commands.
+
+Tiny models and rows stand in for the packaged samples.
+"""
 
 import re
 import shlex

@@ -128,7 +128,9 @@ def test_another_recipe_is_refused_and_the_differing_keys_named(tmp_path: Path) 
         pass
     for said in ("student.layers: 3 -> 2", "distill.0.train.epochs: 1.0 -> 5.0", "--out", "--update"):
         assert said in str(caught.value)
-    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text()) == recipe().as_dict(), "and nothing was changed"
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text()) == recipe().as_dict(), (
+        "and nothing was changed"
+    )
 
 
 def test_update_takes_another_recipe(tmp_path: Path) -> None:
@@ -154,9 +156,9 @@ def test_differences_reach_every_depth() -> None:
 @pytest.mark.parametrize("stranger", ["notes.txt", "recipe.yaml"])
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, stranger: str, update: bool) -> None:
     (tmp_path / stranger).write_text("task: mine\n")
-    with pytest.raises(RunFolderError, match="isn't empty, and holds no run") as caught:
-        with RunFolder(tmp_path, recipe(), update=update).opened():
-            pass
+    refused = pytest.raises(RunFolderError, match="isn't empty, and holds no run")
+    with refused as caught, RunFolder(tmp_path, recipe(), update=update).opened():
+        pass
     assert stranger in str(caught.value)
     assert (tmp_path / stranger).read_text() == "task: mine\n"
 
@@ -194,9 +196,9 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     holder = subprocess.Popen(run, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "open\n"
-        with pytest.raises(RunFolderError, match="Another run is at work") as caught:
-            with RunFolder(tmp_path / "run", load_recipe("reviews")).opened():
-                pass
+        refused = pytest.raises(RunFolderError, match="Another run is at work")
+        with refused as caught, RunFolder(tmp_path / "run", load_recipe("reviews")).opened():
+            pass
         assert "--out" in str(caught.value)
     finally:
         holder.kill()
@@ -209,7 +211,9 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [lambda path: write_text(path, "new"), lambda path: write_json(path, {"new": 1})])
-def test_a_file_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], None]) -> None:
+def test_a_file_is_whole_or_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], None]
+) -> None:
     path = tmp_path / "file"
     path.write_text("old")
 

@@ -49,7 +49,11 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> str:
 def tiny_files(folder: Path, rows: int = 120, names: tuple[str, str] = ("bad", "good")) -> dict[str, str]:
     """train, validation and test with the columns text and label, no text in two of them."""
     texts, labels = tiny_texts(rows)
-    cut = {"train": slice(0, rows // 2), "validation": slice(rows // 2, 3 * rows // 4), "test": slice(3 * rows // 4, rows)}
+    cut = {
+        "train": slice(0, rows // 2),
+        "validation": slice(rows // 2, 3 * rows // 4),
+        "test": slice(3 * rows // 4, rows),
+    }
     named = [names[label] for label in labels]
     return {
         split: write_csv(folder / f"{split}.csv", {"text": texts[part], "label": named[part]})

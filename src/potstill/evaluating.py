@@ -28,11 +28,12 @@ def evaluate_folder(
 ) -> list[tuple[str, str]]:
     """Metrics with 95 % intervals, calibration and, beside a teacher, fidelity: (name, value as text).
 
-    Raises `DataError` where the split isn't there or its labels aren't the model's, `ModelError` for models that don't fit.
+    Raises `DataError` where the split isn't there or its labels aren't the model's, `ModelError` for models that don't
+    fit.
     """
     task, loaded, tokenizer = load_classifier(model)
     name = {"files": {split: data}} if Path(data).is_file() else {"name": data}
-    found, notes = load.load_with_notes(load.Source(**name))  # type: ignore[arg-type]
+    found, notes = load.load_with_notes(load.Source(**name))
     if split not in found:
         raise DataError(problem(f"The data has no split '{split}'", given=", ".join(found), do="Name one with --split"))
     guessed, said = prepare.guess_columns(found, dict(columns))

@@ -5,6 +5,7 @@ Each step is a stage of the run folder: done once from the same inputs, and gone
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from potstill.training import Precision, TrainSettings, detect_precision
 from potstill.training.stages import Lesson, train
 from potstill.workbench import (
     LABELS_ONLY,
-    Workbench,
     load_teacher,
     model_path,
     preflight,
@@ -80,7 +80,8 @@ def run(
         progress: told what happens; nothing is said without it.
 
     Raises:
-        PotstillError: something is wrong; the message says what, and what to do. Before training where that is possible.
+        PotstillError: something is wrong; the message says what, and what to do. Before training where that is
+    possible.
     """
     loaded = load_recipe(recipe, overrides)
     folder = Path(out) if out is not None else RUNS / loaded.name
@@ -102,9 +103,7 @@ class _Run:
             self.bench = prepare_workbench(self.recipe, self.progress.say)
         self._check()
         teacher = self.teacher()
-        students = {
-            (role, seed): self.student(role, seed, teacher) for seed in self.seeds for role in self.roles
-        }
+        students = {(role, seed): self.student(role, seed, teacher) for seed in self.seeds for role in self.roles}
         predictions = {("teacher", self.recipe.seed): self.predictions("teacher", self.recipe.seed, teacher)}
         predictions |= {key: self.predictions(*key, stage) for key, stage in students.items()}
         chosen = self.choose(predictions)
@@ -150,7 +149,11 @@ class _Run:
     def teacher(self) -> Stage:
         """Train the teacher, or take it as it is."""
         settings = self.recipe.teacher.train
-        made_from = {"model": fingerprint(self.bench.teacher_path), "rows": self.bench.digest, "train": _plain(settings)}
+        made_from = {
+            "model": fingerprint(self.bench.teacher_path),
+            "rows": self.bench.digest,
+            "train": _plain(settings),
+        }
 
         def work(folder: Path) -> dict[str, Any]:
             if settings is None:
@@ -161,7 +164,7 @@ class _Run:
             save_model(model, self.bench.tokenizer, self.path / "teacher")
             return {"path": "teacher", **value}
 
-        leaves = [] if settings is None else ["teacher"]
+        leaves: list[str] = ["teacher"] if settings is not None else []
         return self.folder.stage("teacher", {**made_from, "seed": self.recipe.seed}, work, leaves)
 
     def student(self, role: str, seed: int, teacher: Stage) -> Stage:
@@ -221,7 +224,7 @@ class _Run:
                 rows,
                 objective,
                 teacher,
-                evaluator=lambda student, fast=precision.bfloat16: self._validation_scores(student, fast),
+                evaluator=partial(self._validation_scores, bfloat16=precision.bfloat16),
                 metric=key,
                 higher_is_better=METRICS[key].higher_is_better,
             )
@@ -259,7 +262,7 @@ class _Run:
         """Where a stage left its model; a teacher taken as it is stays where the recipe has it."""
         if stage.name == "teacher" and self.recipe.teacher.train is None:
             return Path(self.bench.teacher_path)
-        return self.path / stage.value["path"]
+        return self.path / str(stage.value["path"])
 
     def predictions(self, role: str, seed: int, model: Stage) -> dict[str, Any]:
         """The logits on every split that is evaluated, in float32."""
@@ -384,9 +387,7 @@ class _Run:
             digests = {stage.name: stage.digest for stage in self.folder.stages}
             write_json(self.path / "run.json", {**results["run"], "digests": digests})
             write_report(results, self.path)
-            write_model_card(
-                self.path / "student", results, self.recipe.as_yaml(), results["run"]["convention"]
-            )
+            write_model_card(self.path / "student", results, self.recipe.as_yaml(), results["run"]["convention"])
         return Outcome(self.path, results)
 
 

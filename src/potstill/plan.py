@@ -1,7 +1,7 @@
 """`plan`: a dry run. Everything is loaded, checked, bound and tried on a few batches; nothing is trained.
 
-The seconds come from timing those batches here (forward and backward, without an optimiser step); the bytes of activations
-from counting what autograd keeps for the backward pass. Both are of this machine, and estimates.
+The seconds come from timing those batches here (forward and backward, without an optimiser step); the bytes of
+activations from counting what autograd keeps for the backward pass. Both are of this machine, and estimates.
 """
 
 import time
@@ -99,7 +99,9 @@ def plan(
         pairs = {"teacher": (found.teacher, None), "student": (found.student, None)}
         for number, (name, (model, _)) in enumerate(pairs.items()):
             step(number, 2 + len(found.stages), None)
-            trials[name] = _try(Distiller(model, LABELS_ONLY, bench.task), bench, _batch_size(loaded, name), precision.bfloat16)
+            trials[name] = _try(
+                Distiller(model, LABELS_ONLY, bench.task), bench, _batch_size(loaded, name), precision.bfloat16
+            )
         for number, stage in enumerate(loaded.distill):
             step(2 + number, 2 + len(found.stages), None)
             dtype = torch.bfloat16 if precision.bfloat16 else None
@@ -158,9 +160,9 @@ def _try(distiller: Distiller, bench: Workbench, size: int, bfloat16: bool) -> _
     for number, batch in enumerate([batches[-1], *batches[:-1]]):  # the longest first: it is the one that must fit
         started = time.perf_counter()
         on_device = {name: value.to(device) for name, value in batch.items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            with torch.autograd.graph.saved_tensors_hooks(count if number == 0 else _same, _same):
-                total = distiller(on_device).total
+        saved = torch.autograd.graph.saved_tensors_hooks(count if number == 0 else _same, _same)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16), saved:
+            total = distiller(on_device).total
         total.backward()
         seconds.append(time.perf_counter() - started)
         distiller.zero_grad(set_to_none=True)
@@ -243,12 +245,16 @@ def _stages(
     recipe: Recipe, bench: Workbench, objectives: Sequence[BoundObjective], trials: Mapping[str, _Trial]
 ) -> list[PlannedStage]:
     seeds, transfer = recipe.evaluate.seeds, len(bench.transfer)
-    cut = recipe.teacher.train is not None and recipe.student.origin == "teacher" and recipe.evaluate.pretrained_baseline
+    cut = (
+        recipe.teacher.train is not None and recipe.student.origin == "teacher" and recipe.evaluate.pretrained_baseline
+    )
     twins = recipe.evaluate.baseline * (1 + cut)
     labels = _terms(bench_labels(objectives[0], bench))
     found = []
 
-    def add(title: str, terms: tuple[PlannedTerm, ...], settings: TrainSettings, rows: int, trial: str, times: int) -> None:
+    def add(
+        title: str, terms: tuple[PlannedTerm, ...], settings: TrainSettings, rows: int, trial: str, times: int
+    ) -> None:
         steps = total_steps(settings, rows)[0]
         seconds = steps * settings.accumulation * trials[trial].seconds * times
         found.append(PlannedStage(title if times == 1 else f"{title}, {times} times", terms, steps, seconds))

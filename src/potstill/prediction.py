@@ -41,7 +41,8 @@ def token_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, most
 
 
 def predict(folder: Path, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[list[tuple[str, float]]]:
-    """For each text (name, probability), most probable first; several labels: those above a half; regression: the value.
+    """For each text (name, probability), most probable first; several labels: those above a half; regression: the
+    value.
 
     Raises `ModelError` for a folder without a model, and when texts and pairs differ in number.
     """

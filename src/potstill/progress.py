@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from rich.console import Console
@@ -18,16 +18,8 @@ class Progress(Protocol):
     def say(self, text: str) -> None:
         """A line of information."""
 
-    def stage(self, title: str) -> "StageContext":
+    def stage(self, title: str) -> AbstractContextManager[Step]:
         """A context for a piece of work; gives a function to call with (step, of how many, loss or None)."""
-
-
-class StageContext(Protocol):
-    """The context that `Progress.stage` gives."""
-
-    def __enter__(self) -> Step: ...
-
-    def __exit__(self, *_: object) -> bool | None: ...
 
 
 class Silent:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import yaml
 from annotated_types import Ge, Gt, Lt
@@ -20,8 +20,12 @@ from potstill.objective import Objective, Term, check_term
 from potstill.training.settings import RefineSettings, TrainSettings
 
 STRICT = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-Train = validated(TrainSettings, config=STRICT)
-Refine = validated(RefineSettings, config=STRICT)
+if TYPE_CHECKING:
+    from potstill.training.settings import RefineSettings as Refine
+    from potstill.training.settings import TrainSettings as Train
+else:
+    Train = validated(TrainSettings, config=STRICT)
+    Refine = validated(RefineSettings, config=STRICT)
 SCALARS = ("int", "float", "str")
 Share = Annotated[float, Gt(0), Lt(1)]
 
@@ -73,7 +77,7 @@ class TeacherSection(Section):
     """The model to learn from; trained here where `train` is given, else taken as it is."""
 
     model: str
-    train: Train | None = None  # type: ignore[valid-type]
+    train: Train | None = None
     trust_remote_code: bool = False
 
 
@@ -120,14 +124,15 @@ class TermSection(BaseModel):
 
     def term(self) -> Term:
         """The term as the objective takes it."""
-        return Term(**{f.name: getattr(self, f.name) for f in fields(Term) if f.name != "options"}, options=self.model_extra)
+        own = {f.name: getattr(self, f.name) for f in fields(Term) if f.name != "options"}
+        return Term(**own, options=self.model_extra or {})
 
 
 class StageSection(Section):
     """One stage of distillation: what to learn, and how long."""
 
     terms: Annotated[list[TermSection], Field(min_length=1)]
-    train: Train = Train()  # type: ignore[valid-type]
+    train: Train = Train()
 
     def objective(self) -> Objective:
         """The objective of this stage."""
@@ -137,7 +142,7 @@ class StageSection(Section):
 class RefineSection(Section):
     """Further training on the labels alone, with early stopping and the best checkpoint kept."""
 
-    train: Refine = Refine()  # type: ignore[valid-type]
+    train: Refine = Refine()
 
 
 class EvaluateSection(Section):
@@ -260,7 +265,9 @@ def _override(data: dict[str, Any], override: str) -> str | None:
     for name in parents:
         node = _child(node, name)
         if node is None:
-            return problem(f"There is no '{key}' to override: '{name}' leads nowhere", do="Write the section in the recipe")
+            return problem(
+                f"There is no '{key}' to override: '{name}' leads nowhere", do="Write the section in the recipe"
+            )
     if isinstance(node, list):
         if not last.isdigit() or int(last) >= len(node):
             return problem(f"There is no '{key}' to override", given=f"a list of {len(node)}", do="Count from 0")
@@ -282,10 +289,13 @@ def _child(node: Any, name: str) -> Any:
 
 def _message(found: dict[str, Any]) -> str:
     """One validation error in plain words, with the nearest known key."""
-    location = [part for part in found["loc"] if part not in SCALARS and "[" not in str(part)]  # not the arms of a union
+    location = [
+        part for part in found["loc"] if part not in SCALARS and "[" not in str(part)
+    ]  # not the arms of a union
     where = ".".join(str(part) for part in location)
     if found["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{'.'.join(map(str, location[:-1])) or 'recipe'}: {unknown_name('key', str(location[-1]), _keys(location[:-1]))}"
+        section = ".".join(map(str, location[:-1])) or "recipe"
+        return f"{section}: {unknown_name('key', str(location[-1]), _keys(location[:-1]))}"
     text = found["msg"].removeprefix("Value error, ").rstrip(".")
     if found["type"] == "missing":
         return f"{where}: this key is required.{_misspelt(location, found['input'])}"
@@ -294,7 +304,7 @@ def _message(found: dict[str, Any]) -> str:
 
 
 def _misspelt(location: Sequence[Any], section: Any) -> str:
-    """Which given key may have been meant for the missing one; a term takes keys of its loss, so no other error says so."""
+    """The given key that may be the missing one, misspelt: of a term, which takes any key, no other error says it."""
     if not isinstance(section, Mapping):
         return ""
     close = nearest(str(location[-1]), [str(key) for key in section if key not in _keys(location[:-1])])

@@ -26,7 +26,7 @@ from potstill.metrics import primary
 from potstill.runs import RunFolder
 from potstill.shipping import hardware, versions
 from potstill.training import Precision
-from potstill.workbench import UNLABELLED, Workbench
+from potstill.workbench import Workbench
 
 SCHEMA = 1
 
@@ -125,7 +125,11 @@ def _examples(bench: Workbench, by_key: Mapping[str, Contender], truth: Truth, s
     """Where teacher and the shipped student disagree."""
     rows = bench.texts[truth.split]
     student = by_key["student"]
-    texts = list(zip(rows["text"], rows["text_pair"], strict=True)) if "text_pair" in rows.column_names else list(rows["text"])
+    texts = (
+        list(zip(rows["text"], rows["text_pair"], strict=True))
+        if "text_pair" in rows.column_names
+        else list(rows["text"])
+    )
     return fidelity.disagreements(
         texts,
         truth.labels[truth.split],
@@ -144,28 +148,34 @@ def _how(bench: Workbench, contenders: Sequence[Contender]) -> list[dict[str, st
     return [
         {
             "number": "Quality",
-            "made": f"On the {rows:,} rows of the {bench.evaluated_on} split, in float32, by the models as they were saved. "
-            f"The mean over {seeds} seed{'s' * (seeds > 1)}.",
+            "made": f"On the {rows:,} rows of the {bench.evaluated_on} split, in float32, by the models as they were "
+            f"saved. The mean over {seeds} seed{'s' * (seeds > 1)}.",
         },
         {
             "number": "Intervals",
-            "made": "95 %, by 2,000 bootstrap resamples of the rows. Differences are paired: both models on the same rows"
-            + (", seeds paired by number, and the spread of the seeds added." if seeds > 1 else ". With one seed, run-to-run noise is not in them."),
+            "made": "95 %, by 2,000 bootstrap resamples of the rows. Differences are paired: both models on the same "
+            "rows"
+            + (
+                ", seeds paired by number, and the spread of the seeds added."
+                if seeds > 1
+                else ". With one seed, run-to-run noise is not in them."
+            ),
         },
         {
             "number": "Baselines",
-            "made": "Start from exactly the student's initial weights (or the same cut of the pretrained model), see the same "
-            "batches in the same order for the same steps, refinement included, and learn from the labels alone.",
+            "made": "Start from exactly the student's initial weights (or the same cut of the pretrained model), see "
+            "the same batches in the same order for the same steps, refinement included, and learn from the labels "
+            "alone.",
         },
         {
             "number": "Agreement and KL",
-            "made": "The share of rows on which a model predicts what the teacher predicts, and the mean KL(teacher || model) at "
-            "temperature 1.",
+            "made": "The share of rows on which a model predicts what the teacher predicts, and the mean KL(teacher || "
+            "model) at temperature 1.",
         },
         {
             "number": "Calibration",
-            "made": "Expected calibration error over 15 bins of equal width: the mean gap between a model's confidence in its "
-            "prediction and how often it is right.",
+            "made": "Expected calibration error over 15 bins of equal width: the mean gap between a model's confidence "
+            "in its prediction and how often it is right.",
         },
         {
             "number": "Overfitting",
@@ -173,13 +183,14 @@ def _how(bench: Workbench, contenders: Sequence[Contender]) -> list[dict[str, st
         },
         {
             "number": "Latency and throughput",
-            "made": "All models and files in turns, round by round, on rows of the evaluated split as they come, padded to the "
-            "longest of their batch; median and 95th percentile of one call, tokenisation apart. Throughput at batch 32. The "
-            "baselines have the student's architecture, and so its cost.",
+            "made": "All models and files in turns, round by round, on rows of the evaluated split as they come, "
+            "padded to the longest of their batch; median and 95th percentile of one call, tokenisation apart. "
+            "Throughput at batch 32. The baselines have the student's architecture, and so its cost.",
         },
         {
             "number": "Size",
-            "made": "The files that a server needs, weights, config and tokenizer, in bytes on disk. An exported file alone.",
+            "made": "The files that a server needs, weights, config and tokenizer, in bytes on disk. An exported file "
+            "alone.",
         },
         {
             "number": "MACs",
@@ -187,7 +198,7 @@ def _how(bench: Workbench, contenders: Sequence[Contender]) -> list[dict[str, st
         },
         {
             "number": "Peak memory",
-            "made": "In a process of its own: the peak while loading the model and running one batch of 32 at the 95th percentile "
-            "of the lengths, less what its imports take.",
+            "made": "In a process of its own: the peak while loading the model and running one batch of 32 at the 95th "
+            "percentile of the lengths, less what its imports take.",
         },
     ]

@@ -1,9 +1,9 @@
 """The run folder: what stages have left, and what they left it from.
 
-Each stage writes a marker when it is done, with a digest of everything that it was made from. A run that finds the marker
-with the same digest takes the stage as done; one that finds another does the stage again, and with it all that follow, since
-a stage's digest is part of the next one's. Files are written beside and then renamed, so that a stopped run leaves no half
-of one.
+Each stage writes a marker when it is done, with a digest of everything that it was made from. A run that finds the
+marker with the same digest takes the stage as done; one that finds another does the stage again, and with it all that
+follow, since a stage's digest is part of the next one's. Files are written beside and then renamed, so that a stopped
+run leaves no half of one.
 """
 
 import errno
@@ -119,7 +119,7 @@ class RunFolder:
                         f"The folder {self.path} holds the run of another recipe",
                         given="; ".join(differing[:8]),
                         follows="Going on would replace what these keys concern",
-                        do="Give another folder with --out, or --update to redo the stages concerned and keep the others",
+                        do="Give another folder with --out, or --update to redo the stages concerned and keep the rest",
                     )
                 )
         elif not markers.exists():  # what makes a folder a run's; a recipe may stand in any folder

@@ -93,7 +93,9 @@ def export_folder(model: Path, folder: Path, formats: Sequence[str]) -> list[dic
     words, most = loaded.config.vocab_size, token_limit(loaded, tokenizer)
     lengths = [min(length, most) for length in (5, 9, 17, 33)]
     ids = [torch.randint(words // 2, words, (4, length), generator=random) for length in lengths]
-    batches = [{"input_ids": i, "attention_mask": torch.ones_like(i), "token_type_ids": torch.zeros_like(i)} for i in ids]
+    batches = [
+        {"input_ids": i, "attention_mask": torch.ones_like(i), "token_type_ids": torch.zeros_like(i)} for i in ids
+    ]
     with torch.inference_mode():
         logits = torch.cat([loaded(**inputs_for(loaded, batch)).logits for batch in batches]).numpy()
     found = []
@@ -149,7 +151,13 @@ def measure_cost(
                 "macs": cost.macs(loaded[name], {"input_ids": ids, "attention_mask": torch.ones_like(ids)}),
                 "macs_at": f"1 x {mean} tokens",
             }
-            given = {"path": str(models[name]), "batch": size, "tokens": long, "device": device.type, "threads": threads}
+            given = {
+                "path": str(models[name]),
+                "batch": size,
+                "tokens": long,
+                "device": device.type,
+                "threads": threads,
+            }
             found[name]["peak_memory_bytes"] = peak_memory(classifier_workload, given)
         else:
             given = {"path": str(exports[name]), "batch": size, "tokens": long, "threads": threads}
@@ -176,7 +184,11 @@ def hardware() -> dict[str, Any]:
     """The machine that the numbers were made on."""
     listing = Path("/proc/cpuinfo")
     names = (
-        [line.partition(":")[2].strip() for line in listing.read_text(errors="replace").splitlines() if line.startswith("model name")]
+        [
+            line.partition(":")[2].strip()
+            for line in listing.read_text(errors="replace").splitlines()
+            if line.startswith("model name")
+        ]
         if listing.exists()
         else []
     )

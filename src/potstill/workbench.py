@@ -59,7 +59,7 @@ class Workbench:
 
     @property
     def attention(self) -> str | None:
-        """``eager`` where an objective asks for attention maps, which no fused kernel gives; else the models' default."""
+        """``eager`` where an objective asks for attention maps, which no fused kernel gives; else None, the default."""
         asked = any(term.knowledge == "attention" for stage in self.recipe.distill for term in stage.terms)
         return "eager" if asked else None
 
@@ -151,7 +151,7 @@ def _labelled(recipe: Recipe, teacher: str, say: Say) -> tuple[dict[str, Any], T
 
 
 def _unlabelled(recipe: Recipe, section: SourceSection, texts: dict[str, Any], say: Say) -> Any:
-    """Rows without labels, those left out whose text is in an evaluated split. Columns are called as in the labelled rows."""
+    """Rows without labels, less those whose text is in an evaluated split. Columns are named as in the labelled."""
     found, notes = load.load_with_notes(_source(section))
     there = next(iter(found.values())).column_names
     named = {role: name for role, name in recipe.data.columns if role != "label" and name in there}
@@ -293,7 +293,7 @@ def require_space(folder: Path, found: Preflight, recipe: Recipe) -> None:
 
 
 def needed_bytes(found: Preflight, recipe: Recipe) -> int:
-    """About what a run writes, in bytes: two checkpoints of the largest (weights, two moments), and every model kept."""
+    """About the bytes that a run writes: two checkpoints of the largest (weights, moments), and every model kept."""
     sizes = [4 * sum(p.numel() for p in model.parameters()) for model in (found.teacher, found.student)]
     teacher, student = sizes
     trained = teacher if recipe.teacher.train is not None else 0

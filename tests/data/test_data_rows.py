@@ -41,13 +41,17 @@ def test_evaluated_texts_and_empty_ones_are_left_out() -> None:
 
 
 def test_all_splits_are_one() -> None:
-    parts = DatasetDict(train=Dataset.from_dict({"text": ["a", "b"]}), test=Dataset.from_dict({"text": ["c"], "label": [1]}))
+    parts = DatasetDict(
+        train=Dataset.from_dict({"text": ["a", "b"]}), test=Dataset.from_dict({"text": ["c"], "label": [1]})
+    )
     rows, dropped = unlabelled_rows(parts, TextColumns("text"), PLAIN, [])
     assert (rows["text"][:], dropped) == (["a", "b", "c"], 0)
 
 
 @pytest.mark.parametrize(
-    ("labels", "names", "values"), [([[0], [0, 1]], ("x", "y"), 2), ([0.5, 1.0], ("score",), 1)], ids=["several", "number"]
+    ("labels", "names", "values"),
+    [([[0], [0, 1]], ("x", "y"), 2), ([0.5, 1.0], ("score",), 1)],
+    ids=["several", "number"],
 )
 def test_the_form_of_the_labels_is_kept(labels: Any, names: tuple[str, ...], values: int) -> None:
     problem = "multi_label" if values == 2 else "regression"

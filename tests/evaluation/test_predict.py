@@ -76,7 +76,9 @@ def test_progress_counts_rows(rows: Dataset) -> None:
 @pytest.mark.parametrize("columns", [1, 2, 7])
 def test_predictions_come_back_as_they_were(tmp_path: Path, columns: int) -> None:
     random = np.random.default_rng(0)
-    logits = {split: random.normal(size=(n, columns)).astype(np.float32) for split, n in (("train", 5), ("a", 3), ("test", 9))}
+    logits = {
+        split: random.normal(size=(n, columns)).astype(np.float32) for split, n in (("train", 5), ("a", 3), ("test", 9))
+    }
     save_predictions(tmp_path / "deep" / "file.parquet", logits)
     found = load_predictions(tmp_path / "deep" / "file.parquet")
     assert list(found) == ["train", "a", "test"], "in the order in which they were written"

@@ -83,7 +83,8 @@ def test_entries_have_the_keys_of_the_contract(problem: str) -> None:
     entry = model_entry(student, teacher, truth)
     assert entry["training"] == {"seconds": 1.0, "steps": 2.0, "rows_seen": 3.0}
     assert entry["retained"]["mean"] == pytest.approx(
-        entry["metrics"][primary(problem)]["mean"] / model_entry(teacher, teacher, truth)["metrics"][primary(problem)]["mean"]
+        entry["metrics"][primary(problem)]["mean"]
+        / model_entry(teacher, teacher, truth)["metrics"][primary(problem)]["mean"]
     )
 
 

@@ -1,4 +1,4 @@
-"""The command line. A command is a function in a file of its own; what it needs is imported inside, so `--help` is instant."""
+"""The command line. A command is a function in a file of its own, and imports inside it: `--help` is instant."""
 
 import sys
 from typing import Annotated
@@ -37,7 +37,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     pass
 

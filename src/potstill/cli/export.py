@@ -17,5 +17,6 @@ def export(
     for made in export_folder(model, out or model.parent / "export", [name.strip() for name in formats.split(",")]):
         agreement = "" if made["agreement"] is None else f", {100 * made['agreement']:.1f} % of predictions equal"
         typer.echo(
-            f"{made['file']}: {made['bytes'] / 1e6:.1f} MB, logits differ by at most {made['max_logit_difference']:.2g}{agreement}"
+            f"{made['file']}: {made['bytes'] / 1e6:.1f} MB, "
+            f"logits differ by at most {made['max_logit_difference']:.2g}{agreement}"
         )

@@ -44,7 +44,9 @@ def print_plan(found: "Plan", console: "Console") -> None:
     for stage in found.stages:
         time = duration(stage.seconds)
         console.print(f"\n{stage.title}: {stage.steps:,} steps, about {time}", style="bold", highlight=False)
-        terms = Table("term", "loss", "weight", "student with teacher", "layers", "projection", box=None, pad_edge=False)
+        terms = Table(
+            "term", "loss", "weight", "student with teacher", "layers", "projection", box=None, pad_edge=False
+        )
         for term in stage.terms:
             pairs = ", ".join(f"{a}-{b}" for a, b in term.pairs)
             terms.add_row(term.name, term.loss, term.weight, term.shape, pairs, term.projection or "")

@@ -15,7 +15,9 @@ def run(
     recipe: Recipe,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/<recipe>.")] = None,
-    update: Annotated[bool, typer.Option("--update", help="Redo in the run folder what a changed recipe concerns.")] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Redo in the run folder what a changed recipe concerns.")
+    ] = False,
 ) -> None:
     """Teacher, student, distillation, comparison, export and report, by one recipe.
 

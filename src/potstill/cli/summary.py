@@ -13,14 +13,28 @@ def print_summary(results: Mapping[str, Any], console: Console) -> None:
     metric = results["metrics"][key]
     scale, digits = (100, 2) if metric["percent"] else (1, 4)
     table = Table(box=None, pad_edge=False)
-    for name in ("", f"{metric['name'].lower()}{' %' * metric['percent']}", "95 % interval", "agrees with teacher", "MB", "ms (1)", "ms (32)"):
+    for name in (
+        "",
+        f"{metric['name'].lower()}{' %' * metric['percent']}",
+        "95 % interval",
+        "agrees with teacher",
+        "MB",
+        "ms (1)",
+        "ms (32)",
+    ):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for model in results["models"]:
         found = model["metrics"][key]
         low, high = (f"{scale * end:.{digits}f}" for end in found["interval"])
         spread = f" ± {scale * found['std']:.{digits}f}" if found["std"] is not None else ""
         agreement = f"{100 * model['agreement']['mean']:.1f} %" if model["agreement"] else ""
-        table.add_row(model["title"], f"{scale * found['mean']:.{digits}f}{spread}", f"{low} to {high}", agreement, *_cost(model["cost"]))
+        table.add_row(
+            model["title"],
+            f"{scale * found['mean']:.{digits}f}{spread}",
+            f"{low} to {high}",
+            agreement,
+            *_cost(model["cost"]),
+        )
     for made in results["exports"]:
         table.add_row(made["title"], f"{scale * made['metrics'][key]:.{digits}f}", "", "", *_cost(made))
     console.print()

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Features, List, Sequence as SequenceFeature, Value, concatenate_datasets
+from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
+from datasets import Sequence as SequenceFeature
 
 from potstill.data.columns import TextColumns, normalised_text
 

@@ -39,7 +39,7 @@ def predict_logits(
     lengths = np.asarray(rows["length"])
     order = np.argsort(-lengths, kind="stable")
     was_training = model.training
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     device = model.device
     found: list[torch.Tensor] = []
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):

@@ -1,7 +1,8 @@
-"""Every number of the report, out of logits and labels. Nothing here knows models or files, and the report adds nothing.
+"""Every number of the report, out of logits and labels. Nothing here knows models or files, and the report adds
+nothing.
 
-A model is a `Contender`: its logits on each split, one set a seed. The teacher has one; a student's seeds are paired with
-its baselines' by index.
+A model is a `Contender`: its logits on each split, one set a seed. The teacher has one; a student's seeds are paired
+with its baselines' by index.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,9 @@ from potstill.metrics import METRICS, classification, keys, primary, score
 Array = npt.NDArray[Any]
 TRAIN, VALIDATION = "train", "validation"
 CONVENTION = (
-    "Every KL is a true KL, KL(teacher || student), 0 when both are equal; T^2 is inside the loss; softmax and divergence are "
-    "in float32. A term is a mean over its own positions (rows with a label, rows, or unpadded tokens) of the whole optimiser "
-    "step, and over its layer pairs, times its weight."
+    "Every KL is a true KL, KL(teacher || student), 0 when both are equal; T^2 is inside the loss; softmax and "
+    "divergence are in float32. A term is a mean over its own positions (rows with a label, rows, or unpadded tokens) "
+    "of the whole optimiser step, and over its layer pairs, times its weight."
 )
 
 
@@ -67,7 +68,9 @@ def model_entry(model: Contender, teacher: Contender, truth: Truth) -> dict[str,
     found = model.on(truth.split)
     reference = teacher.on(truth.split)[0]
     own = model is teacher
-    shared = {name: None if own else _per_seed(fn(z, reference, problem) for z in found) for name, fn in FIDELITY.items()}
+    shared = {
+        name: None if own else _per_seed(fn(z, reference, problem) for z in found) for name, fn in FIDELITY.items()
+    }
     retained = None if own else retained_interval(primary(problem), problem, found, reference, labels)
     return {
         "key": model.key,
@@ -101,7 +104,12 @@ def comparisons(
             made = bootstrap(key, truth.problem, found, other.on(truth.split), labels)
             entry = {"a": student.key, "b": other.key, "metric": key, **_estimate(made), "difference": made.difference}
             entries.append(
-                {**entry, "standard_error": made.standard_error, "resamples": made.resamples, "interval": list(made.interval)}
+                {
+                    **entry,
+                    "standard_error": made.standard_error,
+                    "resamples": made.resamples,
+                    "interval": list(made.interval),
+                }
             )
             if key == primary(truth.problem):
                 by_model[other.key] = made
@@ -209,7 +217,10 @@ def _per_class(found: Sequence[Array], labels: Array, truth: Truth) -> list[dict
     """Mean over seeds."""
     tables = [classification.per_class(truth.problem, z, labels, truth.names or None) for z in found]
     columns = ("precision", "recall", "f1")
-    return [{**rows[0], **{c: float(np.mean([row[c] for row in rows])) for c in columns}} for rows in zip(*tables, strict=True)]
+    return [
+        {**rows[0], **{c: float(np.mean([row[c] for row in rows])) for c in columns}}
+        for rows in zip(*tables, strict=True)
+    ]
 
 
 def _confusion(found: Sequence[Array], labels: Array) -> list[list[int]]:

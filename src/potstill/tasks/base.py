@@ -35,8 +35,13 @@ class LoadedModel:
 class Task(Protocol):
     """The one form of a task. What the pipeline, the trainer and the evaluation ask of it stands here."""
 
-    problem: str
-    names: tuple[str, ...]
+    @property
+    def problem(self) -> str:
+        """What the labels are: single_label, multi_label or regression."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes in the order of the logits."""
 
     def load(self, path: str | Path, *, attention: str | None = None, trust_remote_code: bool = False) -> LoadedModel:
         """Load a model of this task in float32, with this task's number and names of classes."""
