@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from safetensors.numpy import load_file
-from tiny_runs import SHORT, Told, merged, tiny_files, tiny_recipe, write_csv
+from tiny_runs import SHORT, merged, tiny_files, tiny_recipe, write_csv
 
 from potstill.cli import main
 from potstill.pipeline import run
@@ -122,6 +123,15 @@ def test_predict(cli: Cli, home: Path) -> None:
         assert {first[0], second[0]} == {"bad", "good"} and float(first[1]) >= float(second[1])
         assert float(first[1]) + float(second[1]) == pytest.approx(1, abs=0.002)
         assert said.startswith(text)
+
+
+def test_long_texts_are_cut_to_the_models_positions(cli: Cli, home: Path, tmp_path: Path) -> None:
+    """Where the tokenizer knows no limit the model still has one."""
+    shutil.copytree(home / "run" / "student", tmp_path / "student")
+    config = tmp_path / "student" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_max_length": 10**30}))
+    code, out, err = cli("predict", tmp_path / "student", "a bad plot " * 100)
+    assert (code, err) == (0, "") and "a bad plot" in out
 
 
 def test_evaluate_says_what_the_run_said(cli: Cli, home: Path) -> None:
@@ -266,7 +276,8 @@ def stoppable(folder: Path) -> Path:
 
 # The command, with a pause after each step so that it can be met in the middle.
 SLOW = """
-import sys, time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background would have it ignored
 from transformers import TrainerCallback
 from potstill.training import stages
 whole = stages._Clock.on_step_end
@@ -340,8 +351,3 @@ def test_a_stopped_run_goes_on_and_ends_the_same(uninterrupted: Path, how: signa
     assert weights.keys() == expected_weights.keys()
     assert all((weights[name] == expected_weights[name]).all() for name in weights)
     assert numbers == expected
-
-
-def test_told_is_silent_about_bars() -> None:
-    with Told().stage("x") as step:
-        step(1, 2, None)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import save_folder, tiny_model, tiny_texts, tiny_tokenizer
-from tiny_runs import FAST, SHORT, Told, merged, tiny_files, tiny_recipe, tiny_teacher, write_csv, write_jsonl
+from tiny_runs import SHORT, Told, merged, tiny_recipe, tiny_teacher, write_csv, write_jsonl
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from potstill import pipeline
@@ -382,8 +382,10 @@ def test_a_teacher_that_moved_is_found(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, taken_as_it_is(tmp_path))
     run(recipe, tmp_path / "run")
     (tmp_path / "named").rename(tmp_path / "elsewhere")
-    moved = merged(recipe, {"teacher": {"model": str(tmp_path / "elsewhere")}, "distill": recipe["distill"], "seed": 1})
-    assert run(moved, tmp_path / "run", update=True).results["models"][0]["key"] == "teacher"
+    moved = merged(recipe, {"teacher": {"model": str(tmp_path / "elsewhere")}, "student": {"layers": 1}})
+    found = run(moved, tmp_path / "run", update=True).results
+    assert found["run"]["stages"][0] | {"seconds": 0} == {"name": "teacher", "seconds": 0, "reused": True}
+    assert found["models"][0]["key"] == "teacher"
 
 
 def test_what_was_deleted_is_made_again(tmp_path: Path) -> None:
@@ -581,7 +583,3 @@ def test_numbers_that_do_not_exist_do_not_end_a_run(tmp_path: Path) -> None:
     recipe["data"]["files"] = {"train": file}
     recipe = merged(recipe, {"evaluate": {"baseline": True, "seeds": 2}})
     assert all(math.isfinite(number) for number in numbers(dict(run(recipe, tmp_path / "run").results)))
-
-
-def test_files_are_what_tiny_files_says(tmp_path: Path) -> None:
-    assert set(tiny_files(tmp_path)) == {"train", "validation", "test"} and FAST["export"] == {"formats": []}

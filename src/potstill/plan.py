@@ -31,7 +31,7 @@ from potstill.workbench import (
     prepare_workbench,
 )
 
-TRIED = 4  # batches that are timed, after one that isn't
+TRIED = 4  # batches that are timed, from short to long; before them the longest, whose memory is counted
 ADAM = 4 * 4  # bytes a parameter: weight, gradient, two moments
 
 
@@ -147,7 +147,8 @@ def _try(distiller: Distiller, bench: Workbench, size: int, bfloat16: bool) -> _
     distiller.to(device).train()
     rows, collate = bench.rows[TRAIN], bench.task.collator(bench.tokenizer)
     order = np.argsort(np.asarray(rows["length"]), kind="stable")
-    starts = np.linspace(0, max(0, len(order) - size), TRIED + 1).astype(int)
+    last = max(0, len(order) - size)
+    starts = [last, *(int(last * (number + 0.5) / TRIED) for number in range(TRIED))]  # the longest must fit in memory
     batches = [collate(rows.select(order[s : s + size].tolist()).to_list()) for s in starts]
     kept: dict[int, int] = {}
 
@@ -156,19 +157,19 @@ def _try(distiller: Distiller, bench: Workbench, size: int, bfloat16: bool) -> _
         return tensor
 
     weights = {p.untyped_storage().data_ptr() for p in distiller.parameters()}
-    seconds = []
-    for number, batch in enumerate([batches[-1], *batches[:-1]]):  # the longest first: it is the one that must fit
+    best = [float("inf")] * len(batches)
+    for number, batch in [*enumerate(batches), *enumerate(batches)]:  # twice: what else the machine does only adds
         started = time.perf_counter()
         on_device = {name: value.to(device) for name, value in batch.items()}
         saved = torch.autograd.graph.saved_tensors_hooks(count if number == 0 else _same, _same)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16), saved:
             total = distiller(on_device).total
         total.backward()
-        seconds.append(time.perf_counter() - started)
+        best[number] = min(best[number], time.perf_counter() - started)
         distiller.zero_grad(set_to_none=True)
     distiller.eval()
     activations = sum(size for pointer, size in kept.items() if pointer not in weights)
-    return _Trial(float(np.mean(seconds[1:])), activations)
+    return _Trial(float(np.mean(best[1:])), activations)
 
 
 def _same(tensor: Tensor) -> Tensor:
