@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import eager_mask, sdpa_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from potstill.checks import problem
 from potstill.errors import ModelError
@@ -37,6 +38,7 @@ class Recorder:
     needs: Needs
     layer_of: dict[int, int]  # id of a module -> its layer
     found: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    through: Callable[..., Any] = sdpa_attention_forward  # the attention that the model runs itself
 
     def keep(self, kind: str, layer: int | None, value: Tensor) -> None:
         """Keep a tensor if it was asked for."""
@@ -60,9 +62,10 @@ def _record_inputs(module: nn.Module, query: Tensor, key: Tensor, value: Tensor)
 def fused_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """PyTorch's fused attention, with queries, keys and values recorded on the way in."""
-    _record_inputs(module, query, key, value)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    """The model's own attention, with queries, keys and values recorded on the way in."""
+    recorder, _ = _record_inputs(module, query, key, value)
+    through = sdpa_attention_forward if recorder is None else recorder.through
+    return through(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
 
 
 def eager_attention(
@@ -151,6 +154,8 @@ def _tap_interface(model: PreTrainedModel, recorder: Recorder, stack: ExitStack)
     config = model.config
     before = config._attn_implementation
     config._attn_implementation = EAGER if before == "eager" else FUSED
+    if before in ALL_MASK_ATTENTION_FUNCTIONS and ALL_MASK_ATTENTION_FUNCTIONS[before] is sdpa_mask:
+        recorder.through = ALL_ATTENTION_FUNCTIONS[before]  # sdpa, or what takes its place while training
     stack.callback(setattr, config, "_attn_implementation", before)
     token = _recorder.set(recorder)
     stack.callback(_recorder.reset, token)

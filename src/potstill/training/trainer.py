@@ -28,6 +28,7 @@ from potstill.objective import Objective, Parts
 from potstill.tasks.base import Rows, Task
 from potstill.training.checkpoints import load_weights, mark_complete, prune, save_weights
 from potstill.training.distiller import Distiller
+from potstill.training.dropout import cheap_dropout
 from potstill.training.sampler import LengthGroupedSampler
 
 Evaluator = Callable[[PreTrainedModel], Mapping[str, float]]
@@ -96,6 +97,11 @@ class DistillationTrainer(Trainer):
         self.distiller.to(arguments.device)
         for callback in (PrinterCallback, ProgressCallback) if arguments.disable_tqdm else ():
             self.remove_callback(callback)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; on a CPU with dropout that costs little, in forward and recomputed passes alike."""
+        with cheap_dropout(self.distiller.student):
+            return super().train(*args, **kwargs)
 
     # ---- data
 
