@@ -274,3 +274,23 @@ def test_as_yaml_comes_back_the_same(term: dict[str, Any]) -> None:
 def test_packaged_recipes_come_back_the_same(name: str) -> None:
     once = load_recipe(name)
     assert Recipe.model_validate(yaml.safe_load(once.as_yaml())) == once
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("task: text_classification\nseed: 1\ndata: {name: reviews}\nseed: 2\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="'seed' stands twice, again in line 4"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("distill.0.train.early_stopping=2", "keep: best"),
+        ("student={from: config, config: {hidden_size: 32}, rule: last}", "'rule'"),
+        ("student={layers: [0, 1], rule: last}", "'rule'"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(override: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe("reviews", [override])

@@ -7,7 +7,7 @@ import pytest
 from tiny import save_folder, tiny_model, tiny_texts, tiny_tokenizer
 from tiny_runs import Told, merged, tiny_files, tiny_recipe, write_csv
 
-from potstill.errors import DataError, ModelError
+from potstill.errors import DataError, ExportError, ModelError
 from potstill.recipe import load_recipe
 from potstill.workbench import (
     Workbench,
@@ -146,3 +146,11 @@ def test_what_can_not_be_loaded(recipe: dict[str, Any], tmp_path: Path) -> None:
 )
 def test_label_arrays(problem: str, dtype: str) -> None:
     assert label_array({"labels": [0, 1]}, problem).dtype == dtype
+
+
+def test_missing_onnx_packages_are_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(tiny_recipe(tmp_path, {"export": {"formats": ["onnx"]}}))
+    bench = prepare_workbench(recipe, lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else object())
+    with pytest.raises(ExportError, match=r"no onnxscript.*potstill\[onnx\]"):
+        preflight(bench)

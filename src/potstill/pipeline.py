@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, set_seed
 
-from potstill.evaluation.predict import load_predictions, predict_logits, save_predictions
+from potstill.evaluation.predict import fastest_device, load_predictions, predict_logits, save_predictions
 from potstill.evaluation.results import TRAIN, VALIDATION, Contender
 from potstill.knowledge import describe
 from potstill.metrics import METRICS, primary, score, scores
@@ -269,7 +269,7 @@ class _Run:
         file = self.path / "predictions" / f"{role}-{seed}.parquet"
 
         def work(_folder: Path) -> dict[str, Any]:
-            loaded = self.bench.load(self._model(model)).model
+            loaded = self.bench.load(self._model(model)).model.to(fastest_device())
             collate = self.bench.task.collator(self.bench.tokenizer)
             found = {}
             for split in dict.fromkeys([TRAIN, VALIDATION, self.bench.evaluated_on]):

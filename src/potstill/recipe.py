@@ -92,6 +92,8 @@ class StudentSection(Section):
 
     @model_validator(mode="after")
     def _fitting_keys(self) -> Self:
+        if self.rule != "spread" and not isinstance(self.layers, int):
+            raise ValueError("'rule' says which layers a count keeps, and goes with a number of 'layers' only")
         takes = {"teacher": ("layers",), "config": ("config",), "checkpoint": ("model",)}[self.origin]
         for key in ("layers", "config", "model"):
             given = getattr(self, key) is not None
@@ -241,9 +243,24 @@ def _find(source: str | Path) -> Path:
     )
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML that is only data, and in which no key stands twice: the first would be lost in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As `SafeLoader` does, but a repeated key is an error that names its line."""
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.YAMLError(f"the key '{key.value}' stands twice, again in line {key.start_mark.line + 1}")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(problem(f"{path} is no readable YAML", given=" ".join(str(error).split()))) from None
     if not isinstance(data, dict):

@@ -58,17 +58,10 @@ def replace_folder(made: Path, place: Path) -> None:
 
 
 def copy_folder(source: Path, place: Path) -> None:
-    """A copy of a folder that shares its files' disk space where the file system can, put in place at once."""
+    """A copy of a folder, put in place at once."""
     beside = place.with_name(f".{place.name}.new")
     shutil.rmtree(beside, ignore_errors=True)
-
-    def link(a: str, b: str) -> None:
-        try:
-            os.link(a, b)
-        except OSError:
-            shutil.copy2(a, b)
-
-    shutil.copytree(source, beside, copy_function=link)
+    shutil.copytree(source, beside)
     replace_folder(beside, place)
 
 

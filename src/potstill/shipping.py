@@ -72,8 +72,9 @@ def export_student(
                 "metrics": scores(bench.task.problem, made.logits, bench.labels(split)[order]),
             }
         )
-    if "onnx" not in formats:
-        plain.unlink()
+    for name, (_, file) in FILES.items():
+        if name not in formats:  # made on the way, or by an earlier recipe
+            (folder / file).unlink(missing_ok=True)
     return found
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from potstill import export
 from potstill.checks import problem
 from potstill.data import load, prepare, samples
 from potstill.data.rows import joined, standard_columns, unlabelled_rows, with_labels
@@ -257,6 +258,8 @@ class Preflight:
 
 def preflight(bench: Workbench, trained: Path | None = None) -> Preflight:
     """Load the teacher, build the student and bind every objective, so that whatever doesn't fit is said now."""
+    if bench.recipe.export.formats:
+        export.require_packages()
     teacher = load_teacher(bench, trained)
     student = start_student(bench, teacher, bench.recipe.seed)
     for name, model in (("teacher", teacher), ("student", student)):

@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+SHORT = {"pretrained_baseline": "Pretrained cut"}  # a terminal is 80 columns wide
+
 
 def print_summary(results: Mapping[str, Any], console: Console) -> None:
     """Print what `results.json` holds of the models, their cost and the verdict."""
@@ -13,15 +15,8 @@ def print_summary(results: Mapping[str, Any], console: Console) -> None:
     metric = results["metrics"][key]
     scale, digits = (100, 2) if metric["percent"] else (1, 4)
     table = Table(box=None, pad_edge=False)
-    for name in (
-        "",
-        f"{metric['name'].lower()}{' %' * metric['percent']}",
-        "95 % interval",
-        "agrees with teacher",
-        "MB",
-        "ms (1)",
-        "ms (32)",
-    ):
+    quality = f"{metric['name'].split()[0].lower()}{' %' * metric['percent']}"
+    for name in ("", quality, "95 % interval", "agreement", "MB", "ms at 1", "ms at 32"):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for model in results["models"]:
         found = model["metrics"][key]
@@ -29,9 +24,9 @@ def print_summary(results: Mapping[str, Any], console: Console) -> None:
         spread = f" ± {scale * found['std']:.{digits}f}" if found["std"] is not None else ""
         agreement = f"{100 * model['agreement']['mean']:.1f} %" if model["agreement"] else ""
         table.add_row(
-            model["title"],
+            SHORT.get(model["key"], model["title"]),
             f"{scale * found['mean']:.{digits}f}{spread}",
-            f"{low} to {high}",
+            f"{low} - {high}",
             agreement,
             *_cost(model["cost"]),
         )

@@ -17,6 +17,11 @@ Logits = npt.NDArray[np.float32]
 Collate = Callable[[Sequence[Any]], dict[str, torch.Tensor]]
 
 
+def fastest_device() -> torch.device:
+    """The accelerator, if there is one, else the CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
 def predict_logits(
     model: PreTrainedModel,
     rows: Any,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from potstill.export.model_card import write_model_card
     from potstill.export.onnx import export_onnx
     from potstill.export.quantize import quantize_onnx
-    from potstill.export.runtime import OnnxModel, onnx_workload
+    from potstill.export.runtime import OnnxModel, onnx_workload, require_packages
 
 __all__ = [
     "OnnxModel",
@@ -20,6 +20,7 @@ __all__ = [
     "export_onnx",
     "onnx_workload",
     "quantize_onnx",
+    "require_packages",
     "verify",
     "write_model_card",
 ]
@@ -30,6 +31,7 @@ _HOMES = {
     "export_onnx": "onnx",
     "onnx_workload": "runtime",
     "quantize_onnx": "quantize",
+    "require_packages": "runtime",
     "verify": "comparison",
     "write_model_card": "model_card",
 }

@@ -8,6 +8,7 @@ Decisions held here:
   next, and the models of one report are timed in turns.
 """
 
+import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,13 @@ from potstill.checks import problem
 from potstill.errors import ExportError
 
 INSTALL = "Install the ONNX packages: pip install 'potstill[onnx]'"
+
+
+def require_packages() -> None:
+    """Raise `ExportError` unless the packages that write and run ONNX files are installed; nothing is imported."""
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(problem("ONNX files can't be made here", given=f"no {', '.join(missing)}", do=INSTALL))
 
 
 class OnnxModel:

@@ -46,6 +46,10 @@ class TrainSettings:
     checkpoint_steps: Count = 200
     group_by_length: bool = True
 
+    def __post_init__(self) -> None:
+        if self.early_stopping is not None and self.keep != "best":
+            raise ValueError("early_stopping looks for the best score, so it needs keep: best")
+
 
 @dataclass(frozen=True)
 class RefineSettings(TrainSettings):
