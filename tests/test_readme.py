@@ -3,6 +3,7 @@
 Tiny models and rows stand in for the packaged samples.
 """
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -80,6 +81,12 @@ def test_the_commands_run_as_shown(new_user: Path) -> None:
         assert done.exit_code == 0, (words, done.output, done.exception)
     assert (new_user / "runs/three/seeds/2/student").is_dir()
     assert (new_user / "mine.yaml").is_file()
+
+
+def test_the_step_ratio_is_the_measured_one() -> None:
+    measured = json.loads((Path(__file__).parents[1] / "benchmarks/results/step.json").read_text(encoding="utf-8"))
+    assert f"takes {measured['ratio']['median']:.2f} of the time" in README
+    assert f"median of {len(measured['ratio']['all'])} paired segments" in README
 
 
 def test_every_picture_and_page_is_there() -> None:

@@ -38,7 +38,7 @@ from potstill.workbench import (
 ROLES = {
     "student": "Student",
     "baseline": "Baseline",
-    "pretrained_baseline": "Baseline from the pretrained model",
+    "pretrained_baseline": "Pretrained baseline",
 }
 SAMPLE_OF_TRAIN = 1000  # rows on which training and validation scores are compared
 RUNS = Path("runs")

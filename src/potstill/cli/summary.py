@@ -6,8 +6,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-SHORT = {"pretrained_baseline": "Pretrained cut"}  # a terminal is 80 columns wide
-
 
 def print_summary(results: Mapping[str, Any], console: Console) -> None:
     """Print what `results.json` holds of the models, their cost and the verdict."""
@@ -24,7 +22,7 @@ def print_summary(results: Mapping[str, Any], console: Console) -> None:
         spread = f" ± {scale * found['std']:.{digits}f}" if found["std"] is not None else ""
         agreement = f"{100 * model['agreement']['mean']:.1f} %" if model["agreement"] else ""
         table.add_row(
-            SHORT.get(model["key"], model["title"]),
+            model["title"],
             f"{scale * found['mean']:.{digits}f}{spread}",
             f"{low} - {high}",
             agreement,
