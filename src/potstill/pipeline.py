@@ -269,7 +269,8 @@ class _Run:
         file = self.path / "predictions" / f"{role}-{seed}.parquet"
 
         def work(_folder: Path) -> dict[str, Any]:
-            loaded = self.bench.load(self._model(model)).model.to(fastest_device())
+            loaded = self.bench.load(self._model(model)).model
+            loaded.to(fastest_device())  # type: ignore[arg-type]
             collate = self.bench.task.collator(self.bench.tokenizer)
             found = {}
             for split in dict.fromkeys([TRAIN, VALIDATION, self.bench.evaluated_on]):

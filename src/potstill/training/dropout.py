@@ -61,7 +61,7 @@ def attention(
         found = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-        return found  # type: ignore[return-value]
+        return found
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if attention_mask is not None:
         allowed = attention_mask.dtype == torch.bool
