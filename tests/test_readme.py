@@ -46,6 +46,7 @@ def new_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
+@pytest.mark.filterwarnings("ignore:.*pin_memory")  # the default of TrainingArguments, without an accelerator
 def test_the_python_runs_in_order_as_shown(new_user: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_folder(tiny_model(layers=4), new_user / "my-teacher")
     names = {"dataset": tiny_rows(16)}

@@ -154,3 +154,39 @@ def test_missing_onnx_packages_are_said_before_training(tmp_path: Path, monkeypa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else object())
     with pytest.raises(ExportError, match=r"no onnxscript.*potstill\[onnx\]"):
         preflight(bench)
+
+
+def test_numbered_labels_with_names_are_renumbered_for_the_teacher(tmp_path: Path) -> None:
+    """Numbers 0 and 1 are bad and good by data.names; the teacher has good first."""
+    texts, labels = tiny_texts(60)
+    parts = {"train": slice(0, 40), "validation": slice(40, 50), "test": slice(50, 60)}
+    files = {
+        s: write_csv(tmp_path / f"{s}-numbers.csv", {"text": texts[p], "label": labels[p]}) for s, p in parts.items()
+    }
+    model = tiny_model()
+    model.config.id2label, model.config.label2id = {0: "good", 1: "bad"}, {"good": 0, "bad": 1}
+    teacher = {"model": str(save_folder(model, tmp_path / "named")), "train": None}
+    changes = {"data": {"files": files, "names": ["bad", "good"]}, "teacher": teacher}
+    bench = prepare_workbench(load_recipe(tiny_recipe(tmp_path, changes)), lambda _: None)
+    assert bench.task.names == ("good", "bad")
+    known = dict(zip(texts, labels, strict=True))
+    for row in bench.texts["train"]:
+        assert row["labels"] == 1 - known[row["text"]]
+
+
+def test_a_checkpoint_with_its_classes_in_another_order_is_refused(tmp_path: Path) -> None:
+    model = tiny_model(layers=1)
+    model.config.id2label, model.config.label2id = {0: "good", 1: "bad"}, {"good": 0, "bad": 1}
+    student = {"from": "checkpoint", "layers": None, "model": str(save_folder(model, tmp_path / "turned"))}
+    bench = prepare_workbench(load_recipe(tiny_recipe(tmp_path, {"student": student})), lambda _: None)
+    with pytest.raises(ModelError, match="in another order"):
+        preflight(bench)
+
+
+def test_an_unlabelled_split_is_used_only_when_asked_for(tmp_path: Path) -> None:
+    files = tiny_files(tmp_path)
+    files["unlabelled"] = write_csv(tmp_path / "more.csv", {"text": ["a film of today"], "label": [""]})
+    told = Told()
+    bench = prepare_workbench(load_recipe(tiny_recipe(tmp_path, {"data": {"files": files}})), told.say)
+    assert "unlabelled" not in bench.rows and "data.unlabelled" in told.text
+    assert len(bench.transfer) == len(bench.rows["train"])

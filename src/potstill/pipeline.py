@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, set_seed
 
+from potstill.errors import ExportError
 from potstill.evaluation.predict import fastest_device, load_predictions, predict_logits, save_predictions
 from potstill.evaluation.results import TRAIN, VALIDATION, Contender
 from potstill.knowledge import describe
@@ -19,7 +20,7 @@ from potstill.metrics import METRICS, primary, score, scores
 from potstill.objective import Objective
 from potstill.progress import Progress, Silent
 from potstill.recipe import Recipe, load_recipe
-from potstill.results import assemble
+from potstill.results import assemble, described
 from potstill.runs import RunFolder, Stage, copy_folder, write_json
 from potstill.shipping import FILES, export_student, fingerprint, measure_cost, save_model
 from potstill.training import Precision, TrainSettings, detect_precision
@@ -40,7 +41,6 @@ ROLES = {
     "baseline": "Baseline",
     "pretrained_baseline": "Pretrained baseline",
 }
-SAMPLE_OF_TRAIN = 1000  # rows on which training and validation scores are compared
 RUNS = Path("runs")
 
 
@@ -97,6 +97,7 @@ class _Run:
         self.path = folder.path
         self.recipe = folder.recipe
         self.progress = progress
+        self.failed_export: ExportError | None = None
 
     def all(self) -> Outcome:
         with self.progress.stage("reading the data"):
@@ -117,7 +118,10 @@ class _Run:
             [{**entry, **costs.get(entry["key"], {})} for entry in exports],
             chosen,
         )
-        return self.report(results)
+        outcome = self.report(results)
+        if self.failed_export is not None:
+            raise self.failed_export
+        return outcome
 
     @property
     def seeds(self) -> list[int]:
@@ -213,10 +217,10 @@ class _Run:
     ) -> dict[str, Any]:
         """All stages in a row; what they took together, and a curve of each."""
         curves, totals = [], {"seconds": 0.0, "steps": 0, "rows_seen": 0}
-        rows = self.bench.rows[TRAIN] if title == "teacher" else self.bench.transfer
         key = primary(self.bench.task.problem)
         for number, (objective, settings) in enumerate(stages):
             name = self._stage_name(number, len(stages), title)
+            rows = self.bench.transfer if name.startswith("distill") else self.bench.rows[TRAIN]
             precision = detect_precision(settings.precision)
             lesson = Lesson(
                 self.bench.task,
@@ -237,6 +241,7 @@ class _Run:
                     precision=precision,
                     seed=1000 * seed + number,
                     progress=step,
+                    earlier=folder / str(number - 1) if number else None,
                 )
             for part in totals:
                 totals[part] += getattr(record, part)
@@ -274,9 +279,7 @@ class _Run:
             collate = self.bench.task.collator(self.bench.tokenizer)
             found = {}
             for split in dict.fromkeys([TRAIN, VALIDATION, self.bench.evaluated_on]):
-                rows = self.bench.rows[split]
-                if split == TRAIN:
-                    rows = rows.select(range(min(SAMPLE_OF_TRAIN, len(rows))))
+                rows = self.bench.sample_of_train if split == TRAIN else self.bench.rows[split]
                 with self.progress.stage(f"{role.replace('_', ' ')} on {split}") as step:
                     found[split] = predict_logits(loaded, rows, collate, progress=step)
             save_predictions(file, found)
@@ -313,7 +316,11 @@ class _Run:
 
         made_from = {"student": student.digest, "formats": formats, "rows": self.bench.digest}
         leaves = [f"export/{FILES[name][1]}" for name in formats]
-        found: list[dict[str, Any]] = self.folder.stage("export", made_from, work, leaves).value["exports"]
+        try:
+            found: list[dict[str, Any]] = self.folder.stage("export", made_from, work, leaves).value["exports"]
+        except ExportError as error:  # what was trained and measured is reported all the same, and then this is raised
+            self.failed_export = error
+            return []
         return found
 
     def costs(self, teacher: Stage, student: Stage, exports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -342,7 +349,7 @@ class _Run:
             Contender(
                 "teacher",
                 "Teacher",
-                self._describe_teacher(),
+                described(self.recipe, "teacher"),
                 [self.recipe.seed],
                 [predictions["teacher", self.recipe.seed]],
                 costs.get("teacher"),
@@ -356,7 +363,7 @@ class _Run:
                 Contender(
                     role,
                     ROLES[role],
-                    self._describe(role),
+                    described(self.recipe, role),
                     self.seeds,
                     [predictions[role, seed] for seed in self.seeds],
                     costs.get("student"),
@@ -365,18 +372,6 @@ class _Run:
                 )
             )
         return found
-
-    def _describe_teacher(self) -> str:
-        settings = self.recipe.teacher.train
-        how = "taken as it is" if settings is None else f"trained here for {settings.epochs:g} epochs"
-        return f"{self.recipe.teacher.model}, {how}"
-
-    def _describe(self, role: str) -> str:
-        return {
-            "student": "distilled from the teacher",
-            "baseline": "the student's initial weights, the same batches and steps, labels only",
-            "pretrained_baseline": "the same layers of the pretrained model, the same batches and steps, labels only",
-        }[role]
 
     def report(self, results: dict[str, Any]) -> Outcome:
         """results.json, and the report and model card made from it."""

@@ -21,6 +21,7 @@ from potstill.objective import BoundObjective
 from potstill.progress import Progress, Silent
 from potstill.recipe import Recipe, load_recipe
 from potstill.training import Distiller, TrainSettings, detect_precision
+from potstill.training.dropout import cheap_dropout
 from potstill.training.stages import total_steps
 from potstill.workbench import (
     LABELS_ONLY,
@@ -162,9 +163,10 @@ def _try(distiller: Distiller, bench: Workbench, size: int, bfloat16: bool) -> _
         started = time.perf_counter()
         on_device = {name: value.to(device) for name, value in batch.items()}
         saved = torch.autograd.graph.saved_tensors_hooks(count if number == 0 else _same, _same)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16), saved:
-            total = distiller(on_device).total
-        total.backward()
+        with cheap_dropout(distiller.student):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16), saved:
+                total = distiller(on_device).total
+            total.backward()
         best[number] = min(best[number], time.perf_counter() - started)
         distiller.zero_grad(set_to_none=True)
     distiller.eval()
@@ -268,7 +270,7 @@ def _stages(
         if twins:
             add(f"baselines: {name}", labels, stage.train, transfer, "student", seeds * twins)
     if recipe.refine is not None:
-        add("refine", labels, recipe.refine.train, transfer, "student", seeds * (1 + twins))
+        add("refine", labels, recipe.refine.train, len(bench.rows[TRAIN]), "student", seeds * (1 + twins))
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from potstill.checks import problem
 from potstill.errors import RunFolderError
@@ -23,10 +24,11 @@ from potstill.evaluation.results import (
     per_class_change,
 )
 from potstill.metrics import primary
+from potstill.recipe import Recipe
 from potstill.runs import RunFolder
 from potstill.shipping import hardware, versions
 from potstill.training import Precision
-from potstill.workbench import Workbench
+from potstill.workbench import Workbench, label_array
 
 SCHEMA = 1
 
@@ -43,8 +45,9 @@ def assemble(
     by_key = {contender.key: contender for contender in contenders}
     splits = dict.fromkeys(["train", "validation", bench.evaluated_on])
     labels = {split: bench.labels(split) for split in splits}
-    labels["train"] = labels["train"][: len(by_key["teacher"].on("train")[0])]
-    truth = Truth(bench.task.problem, bench.task.names, labels, bench.evaluated_on)
+    labels["train"] = label_array(bench.sample_of_train, bench.task.problem)
+    index = list(by_key["student"].seeds).index(shipped)
+    truth = Truth(bench.task.problem, bench.task.names, labels, bench.evaluated_on, index)
     entries = {c.key: model_entry(c, by_key["teacher"], truth) for c in contenders}
     return {
         "schema": SCHEMA,
@@ -54,7 +57,8 @@ def assemble(
         "primary": primary(truth.problem),
         "models": list(entries.values()),
         **judgement(by_key["student"], by_key, truth),
-        "highlights": highlights(entries, exports),
+        # an accelerator's time beside a processor's would be no comparison
+        "highlights": highlights(entries, [] if torch.cuda.is_available() else exports),
         "per_class_change": per_class_change(entries),
         "exports": list(exports),
         "examples": _examples(bench, by_key, truth, shipped),
@@ -164,8 +168,8 @@ def _how(bench: Workbench, contenders: Sequence[Contender]) -> list[dict[str, st
         {
             "number": "Baselines",
             "made": "Start from exactly the student's initial weights (or the same cut of the pretrained model), see "
-            "the same batches in the same order for the same steps, refinement included, and learn from the labels "
-            "alone.",
+            "the same batches in the same order, refinement included, and learn from the labels alone. "
+            + _same_steps(bench.recipe),
         },
         {
             "number": "Agreement and KL",
@@ -179,7 +183,8 @@ def _how(bench: Workbench, contenders: Sequence[Contender]) -> list[dict[str, st
         },
         {
             "number": "Overfitting",
-            "made": "The primary metric on the first 1,000 training rows and on the validation rows.",
+            "made": f"The primary metric on {len(bench.sample_of_train):,} training rows, drawn at random, and on the "
+            "validation rows.",
         },
         {
             "number": "Latency and throughput",
@@ -202,3 +207,25 @@ def _how(bench: Workbench, contenders: Sequence[Contender]) -> list[dict[str, st
             "percentile of the lengths, less what its imports take.",
         },
     ]
+
+
+def _same_steps(recipe: Recipe) -> str:
+    """What is true of the steps: the same, unless a stage stops early, which each model does by its own validation."""
+    early = [stage.train.early_stopping for stage in recipe.distill]
+    if recipe.refine is not None:
+        early.append(recipe.refine.train.early_stopping)
+    if any(early):
+        return "Each stops early by its own validation score: the same number of steps at most. The table has the time."
+    return "They take the same number of steps."
+
+
+def described(recipe: Recipe, role: str) -> str:
+    """What a model of the comparison is, in a few words."""
+    settings = recipe.teacher.train
+    how = "taken as it is" if settings is None else f"trained here for {settings.epochs:g} epochs"
+    return {
+        "teacher": f"{recipe.teacher.model}, {how}",
+        "student": "distilled from the teacher",
+        "baseline": "the student's initial weights, the same batches, labels only",
+        "pretrained_baseline": "the same layers of the pretrained model, the same batches, labels only",
+    }[role]

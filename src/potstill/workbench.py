@@ -16,17 +16,18 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from potstill import export
 from potstill.checks import problem
 from potstill.data import load, prepare, samples
-from potstill.data.rows import joined, standard_columns, unlabelled_rows, with_labels
+from potstill.data.rows import in_order, joined, standard_columns, unlabelled_rows, with_labels
 from potstill.errors import DataError, ModelError, RunFolderError
 from potstill.knowledge.architectures import describe, longest_input
 from potstill.objective import BoundObjective, Objective
 from potstill.recipe import Recipe, SourceSection
 from potstill.students import build_student
 from potstill.tasks import TextClassification, load_tokenizer
-from potstill.tasks.base import LoadedModel, quiet_transformers
+from potstill.tasks.base import LoadedModel, bars_on_a_terminal, quiet_transformers
 from potstill.training.distiller import bind
 
 TRAIN, VALIDATION, TEST, UNLABELLED = "train", "validation", "test", "unlabelled"
+SAMPLE_OF_TRAIN = 1000
 LABELS_ONLY = Objective([{"knowledge": "labels"}])
 Say = Callable[[str], None]
 
@@ -53,6 +54,12 @@ class Workbench:
     def evaluated_on(self) -> str:
         """The split of the final numbers."""
         return TEST if TEST in self.rows else VALIDATION
+
+    @property
+    def sample_of_train(self) -> Any:
+        """A fixed draw of training rows, on which training and validation scores are compared."""
+        rows = self.rows[TRAIN]
+        return rows.select(np.random.default_rng(0).permutation(len(rows))[:SAMPLE_OF_TRAIN].tolist())
 
     def labels(self, split: str) -> np.ndarray[Any, Any]:
         """The labels of a split: [N] class numbers or values, or [N,V]."""
@@ -128,20 +135,23 @@ def _labelled(recipe: Recipe, teacher: str, say: Say) -> tuple[dict[str, Any], T
     found, cut = load.missing_splits(found, validation=data.validation, test=data.test, columns=columns)
     for note in [*notes, *guessed, *cut]:
         say(note)
+    if found.pop(UNLABELLED, None) is not None:
+        say("the split unlabelled is left out; to learn from such rows too, name their source under data.unlabelled")
     if columns.label is None:
         raise DataError(problem("No column holds the labels", do="Name it with data.columns.label"))
     if data.limit is not None:
-        found[TRAIN] = found[TRAIN].select(range(min(data.limit, len(found[TRAIN]))))
+        found[TRAIN] = found[TRAIN].shuffle(seed=0).select(range(min(data.limit, len(found[TRAIN]))))
     label = columns.label if isinstance(columns.label, str) else list(columns.label)
     labels = prepare.infer_labels(found[TRAIN], label, data.problem, data.names)
     task = TextClassification(labels.problem, labels.names)
     if recipe.teacher.train is None:
         task = _in_teachers_order(task, teacher, data.names is not None, recipe.teacher.trust_remote_code, say)
-        labels = prepare.Labels(labels.problem, task.names)
     prepare.check(found, columns, labels)
     for warning in load.overlap_warnings(found, columns):
         say(warning)
     rows = standard_columns(prepare.encode_labels(found, columns, labels), columns)
+    with bars_on_a_terminal():
+        rows = {split: in_order(part, labels.names, task.names) for split, part in rows.items()}
     for split in (VALIDATION, TEST):
         if split in rows:
             whole = rows[split]
@@ -171,17 +181,11 @@ def _in_teachers_order(
     task: TextClassification, teacher: str, named: bool, trust_remote_code: bool, say: Say
 ) -> TextClassification:
     """The task with its classes in the order of a teacher that is taken as it is."""
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(teacher, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        given = str(error).splitlines()[0]
-        raise ModelError(problem(f"The config of the teacher '{teacher}' can't be read", given=given)) from error
-    names = [str(config.id2label[number]) for number in sorted(config.id2label)]
-    if task.problem == "regression" or not any("ForSequenceClassification" in a for a in config.architectures or ()):
+    names = _head_names(teacher, trust_remote_code)
+    if task.problem == "regression" or names is None:
         return task  # a head that isn't there is refused when the model is loaded
     generic = all(name.upper().startswith("LABEL_") for name in names)
-    if len(names) != len(task.names) or (not generic and _folded(names) != _folded(task.names)):
+    if len(names) != len(task.names) or (not generic and set(_lowered(names)) != set(_lowered(task.names))):
         raise ModelError(
             problem(
                 "The teacher doesn't know the classes of the data",
@@ -194,14 +198,10 @@ def _in_teachers_order(
         order = "as given by data.names" if named else "in the order found in the data"
         say(f"the teacher's classes have no names; they are taken to be {list(task.names)}, {order}")
         return task
-    if [name.casefold() for name in names] != [name.casefold() for name in task.names]:
+    if _lowered(names) != _lowered(task.names):
         say(f"classes are put in the teacher's order: {names}")
     by_folded = {name.casefold(): name for name in task.names}
     return TextClassification(task.problem, tuple(by_folded[name.casefold()] for name in names))
-
-
-def _folded(names: Any) -> set[str]:
-    return {name.casefold() for name in names}
 
 
 def load_teacher(bench: Workbench, trained: Path | None = None) -> PreTrainedModel:
@@ -226,6 +226,7 @@ def start_student(bench: Workbench, source: PreTrainedModel, seed: int) -> PreTr
         assert section.model is not None
         path = model_path(section.model)
         _same_tokenizer(bench, path)
+        _same_classes(bench, path)
         from transformers import set_seed
 
         set_seed(seed)  # for a head that the checkpoint doesn't hold
@@ -233,8 +234,43 @@ def start_student(bench: Workbench, source: PreTrainedModel, seed: int) -> PreTr
     return build_student(source, layers=section.layers, rule=section.rule, config=section.config, seed=seed)
 
 
+def _same_classes(bench: Workbench, student: str) -> None:
+    """Refuse a checkpoint whose head was trained for other classes, or for these in another order."""
+    names = _head_names(student, bench.recipe.teacher.trust_remote_code)
+    wanted = list(bench.task.names)
+    generic = names is None or all(name.upper().startswith("LABEL_") for name in names)
+    if bench.task.problem == "regression" or generic or _lowered(names) == _lowered(wanted):
+        return
+    raise ModelError(
+        problem(
+            "The student's checkpoint has a head for other classes, or for these in another order",
+            given=f"checkpoint {names}, data {wanted}",
+            follows="It would start by answering one class for another, and so would its baseline",
+            do="Give data.names in the checkpoint's order, or a checkpoint without a head",
+        )
+    )
+
+
+def _lowered(names: Any) -> list[str]:
+    return [str(name).casefold() for name in names]
+
+
+def _head_names(path: str, trust_remote_code: bool) -> list[str] | None:
+    """The class names of a sequence classifier in the order of its logits; None for a model that is none."""
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        given = str(error).splitlines()[0]
+        raise ModelError(problem(f"The config of '{path}' can't be read", given=given)) from error
+    if not any("ForSequenceClassification" in a for a in config.architectures or ()):
+        return None
+    return [str(config.id2label[number]) for number in sorted(config.id2label)]
+
+
 def _same_tokenizer(bench: Workbench, student: str) -> None:
-    ours, theirs = load_tokenizer(student).get_vocab(), bench.tokenizer.get_vocab()
+    trust = bench.recipe.teacher.trust_remote_code
+    ours, theirs = load_tokenizer(student, trust_remote_code=trust).get_vocab(), bench.tokenizer.get_vocab()
     if ours != theirs:
         differing = sum(theirs.get(token) != number for token, number in ours.items())
         raise ModelError(
@@ -283,7 +319,8 @@ def _require_positions(bench: Workbench, name: str, model: PreTrainedModel) -> N
 
 def require_space(folder: Path, found: Preflight, recipe: Recipe) -> None:
     """Refuse to start where the disk can't hold what the run leaves: models of every seed, checkpoints, exports."""
-    need = needed_bytes(found, recipe)
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    need = needed_bytes(found, recipe) - there  # a run that goes on has written part of it
     free = shutil.disk_usage(folder).free
     if free < need:
         raise RunFolderError(

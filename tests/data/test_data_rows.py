@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict
 
 from potstill.data.columns import TextColumns
 from potstill.data.prepare import Labels, encode_labels
-from potstill.data.rows import joined, standard_columns, unlabelled_rows, with_labels
+from potstill.data.rows import in_order, joined, standard_columns, unlabelled_rows, with_labels
 
 PLAIN = Dataset.from_dict({"text": ["a"], "labels": [1]})
 
@@ -85,3 +85,11 @@ def test_rows_with_labels(labels: list[Any]) -> None:
     assert with_labels(rows)["text"][:] == ["a", "c"]
     whole = rows.select([0, 2])
     assert with_labels(whole) is whole
+
+
+def test_class_numbers_follow_another_order_of_the_names() -> None:
+    rows = Dataset.from_dict({"text": list("abcd"), "labels": [0, 1, 2, -100]})
+    assert in_order(rows, ["x", "y", "z"], ["z", "x", "y"])["labels"][:] == [1, 2, 0, -100]
+    assert in_order(rows, ["x", "y", "z"], ["x", "y", "z"]) is rows
+    several = Dataset.from_dict({"text": ["a", "b"], "labels": [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]})
+    assert in_order(several, ["x", "y", "z"], ["z", "x", "y"])["labels"][:] == [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]

@@ -1,5 +1,7 @@
 """Only whole checkpoints are resumed from, and the only whole one is never removed."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import tiny_model
@@ -8,7 +10,7 @@ from potstill.errors import ModelError
 from potstill.objective import Objective, Term
 from potstill.tasks import TextClassification
 from potstill.training import Distiller
-from potstill.training.checkpoints import latest, load_weights, mark_complete, prune, save_weights
+from potstill.training.checkpoints import latest, load_weights, mark_complete, prune, save_weights, take_projections
 
 
 def made(seed=1, width=32):
@@ -83,3 +85,15 @@ def test_pruning_removes_all_but_what_is_kept(tmp_path):
     assert not six.exists()
     assert four.exists()
     assert (tmp_path / "final").exists()
+
+
+def test_projections_of_the_same_name_and_shape_go_on_in_the_next_stage(tmp_path: Path) -> None:
+    objective = Objective([{"knowledge": "hidden", "layers": "last"}])
+    student, teacher = tiny_model(layers=2, width=16), tiny_model(layers=2, width=32)
+    first, second = (Distiller(student, objective, TextClassification(), teacher) for _ in range(2))
+    name, weights = next(iter(first.projectors.state_dict().items()))
+    assert not torch.equal(second.projectors.state_dict()[name], weights)
+    save_weights(first, tmp_path)
+    take_projections(second, tmp_path)
+    assert torch.equal(second.projectors.state_dict()[name], weights)
+    take_projections(second, tmp_path / "nowhere")

@@ -76,3 +76,21 @@ def _keys(texts: Sequence[Sequence[str | None]]) -> list[tuple[str, ...]]:
 def joined(parts: Sequence[Dataset]) -> Dataset:
     """Rows one after the other."""
     return parts[0] if len(parts) == 1 else concatenate_datasets(list(parts))
+
+
+def in_order(rows: Dataset, names: Sequence[str], wanted: Sequence[str]) -> Dataset:
+    """Rows whose class numbers (or multi-hot columns) follow `names`, renumbered to follow `wanted`; -100 stays."""
+    if list(names) == list(wanted):
+        return rows
+    old_of_new = [list(names).index(name) for name in wanted]
+    new_of_old = [list(wanted).index(name) for name in names]
+
+    def renumbered(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {
+            "labels": [
+                [row[old] for old in old_of_new] if isinstance(row, list) else new_of_old[row] if row >= 0 else row
+                for row in batch["labels"]
+            ]
+        }
+
+    return rows.map(renumbered, batched=True, features=rows.features, desc="ordering classes")

@@ -60,6 +60,7 @@ class Truth:
     names: Sequence[str]
     labels: Mapping[str, Array]
     split: str
+    shipped: int = 0  # which of the student's seeds ships
 
 
 def model_entry(model: Contender, teacher: Contender, truth: Truth) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def model_entry(model: Contender, teacher: Contender, truth: Truth) -> dict[str,
         **shared,
         "calibration": _calibration(found, labels, problem),
         "per_class": _per_class(found, labels, truth),
-        "confusion": _confusion(found, labels) if problem == "single_label" else None,
+        "confusion": _confusion(found, labels, truth.shipped) if problem == "single_label" else None,
         "overfit": _overfit(model, truth),
         "cost": model.cost,
         "training": _training(model.training),
@@ -183,8 +184,8 @@ def _cost_cards(teacher: Mapping[str, Any], other: Mapping[str, Any], name: str)
     size = teacher["bytes"] / other["bytes"]
     return [
         {
-            "label": f"faster, {name}",
-            "value": f"{speed:.1f}x",
+            "label": f"{'faster' if speed >= 1 else 'slower'}, {name}",
+            "value": f"{max(speed, 1 / speed):.1f}x",
             "note": f"{teacher['latency']['1']['p50_ms']:.1f} to {other['latency']['1']['p50_ms']:.1f} ms for one text",
         },
         {
@@ -223,9 +224,9 @@ def _per_class(found: Sequence[Array], labels: Array, truth: Truth) -> list[dict
     ]
 
 
-def _confusion(found: Sequence[Array], labels: Array) -> list[list[int]]:
-    """Of the first seed: whole rows can be counted in one model only."""
-    return classification.confusion(found[0], labels)
+def _confusion(found: Sequence[Array], labels: Array, shipped: int) -> list[list[int]]:
+    """Of the seed that ships: whole rows can be counted in one model only."""
+    return classification.confusion(found[shipped if len(found) > 1 else 0], labels)
 
 
 def _overfit(model: Contender, truth: Truth) -> dict[str, Any] | None:

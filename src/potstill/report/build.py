@@ -57,7 +57,7 @@ OUTCOMES: dict[str, Outcome] = {
 
 def check_results(results: Any, source: str) -> None:
     """Raise `RunFolderError` unless the results have this report's schema and its indispensable parts."""
-    again = "run `potstill evaluate` on the run folder, which writes the file again"
+    again = "give the recipe's `potstill run` again: what is done is reused, and the file is written anew"
     if not isinstance(results, Mapping) or "schema" not in results:
         raise RunFolderError(problem(f"{source} holds no results: it has no 'schema'", do=again))
     if results["schema"] != SCHEMA:

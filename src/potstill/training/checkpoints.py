@@ -37,6 +37,15 @@ def load_weights(distiller: Distiller, folder: Path) -> None:
         _load(distiller.projectors, folder / PROJECTORS)
 
 
+def take_projections(distiller: Distiller, folder: Path) -> None:
+    """Give a new stage's projections the weights that those of the same name and shape had in an earlier stage."""
+    path = folder / PROJECTORS
+    if path.exists():
+        own = distiller.projectors.state_dict()
+        known = {name: t for name, t in load_file(path).items() if name in own and own[name].shape == t.shape}
+        distiller.projectors.load_state_dict({**own, **known})
+
+
 def mark_complete(folder: Path) -> None:
     """Say that a checkpoint is whole, after its files have reached the disk."""
     for path in folder.iterdir():

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from potstill.objective import Objective
 from potstill.tasks.base import Rows, Task
-from potstill.training.checkpoints import is_last, latest, load_weights, prune, save_weights
+from potstill.training.checkpoints import is_last, latest, load_weights, prune, save_weights, take_projections
 from potstill.training.settings import Precision, TrainSettings
 from potstill.training.trainer import DistillationTrainer, Evaluator
 
@@ -71,8 +71,11 @@ def train(
     precision: Precision,
     seed: int = 0,
     progress: Progress | None = None,
+    earlier: Path | None = None,
 ) -> TrainRecord:
     """Train `student` in place, going on from the last whole checkpoint in `folder`, or from the end if it was reached.
+
+    Projections of the stage in the folder `earlier` go on where they stood, where names and shapes are the same.
 
     The caller keeps `folder` for one student, lesson, settings and seed, and removes it when the student is safe.
 
@@ -95,6 +98,8 @@ def train(
         group_by_length=settings.group_by_length,
         callbacks=[_Clock(progress, steps)],
     )
+    if earlier is not None:
+        take_projections(trainer.distiller, earlier / "final")
     final, finished = folder / "final", folder / "finished.json"
     if finished.exists():
         load_weights(trainer.distiller, final)
