@@ -227,6 +227,7 @@ def test_samples(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (["plan", "reviews", "data.nam=3"], "Unknown key 'nam'. Did you mean 'name'?"),
         (["predict", "nowhere", "text"], "nowhere holds no model"),
         (["evaluate", "nowhere", "--data", "reviews"], "nowhere holds no model"),
+        (["predict", "no/where", "text"], "'no/where' is neither a model's folder nor a hub id"),
         (["export", "nowhere"], "nowhere holds no model"),
         (["report", "nowhere"], "nowhere holds no finished run"),
     ],

@@ -14,7 +14,7 @@ from tiny_runs import SHORT, Told, merged, tiny_recipe, tiny_teacher, write_csv,
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from potstill import pipeline
-from potstill.errors import DataError, ModelError, PotstillError, RecipeError, TrainingError
+from potstill.errors import DataError, ExportError, ModelError, PotstillError, RecipeError, TrainingError
 from potstill.pipeline import Outcome, run
 
 TERMS = [
@@ -583,3 +583,16 @@ def test_numbers_that_do_not_exist_do_not_end_a_run(tmp_path: Path) -> None:
     recipe["data"]["files"] = {"train": file}
     recipe = merged(recipe, {"evaluate": {"baseline": True, "seeds": 2}})
     assert all(math.isfinite(number) for number in numbers(dict(run(recipe, tmp_path / "run").results)))
+
+
+def test_a_failed_export_is_raised_after_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise ExportError("the student can't be traced")
+
+    monkeypatch.setattr("potstill.pipeline.export_student", fail)
+    recipe = tiny_recipe(tmp_path, {"export": {"formats": ["onnx"]}})
+    with pytest.raises(ExportError, match="can't be traced"):
+        run(recipe, tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").is_file()
+    monkeypatch.undo()
+    assert [made["key"] for made in run(recipe, tmp_path / "run").results["exports"]] == ["onnx"]

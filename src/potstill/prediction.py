@@ -19,13 +19,20 @@ MOST_TOKENS = 8192  # where neither tokenizer nor model says when a text is too 
 def load_classifier(folder: Path) -> tuple[TextClassification, PreTrainedModel, PreTrainedTokenizerBase]:
     """A model that was trained to classify, with the task that its config tells of, and its tokenizer.
 
-    Raises `ModelError` for a folder without a model, or with a head that was never trained.
+    A hub id may stand in the folder's place. Raises `ModelError` for a folder without a model, or with a head that was
+    never trained, and for a hub id that can't be reached.
     """
-    if not (folder / "config.json").is_file():
+    name = str(folder)
+    if not (folder / "config.json").is_file() and (folder.exists() or name.count("/") != 1):
         raise ModelError(
             problem(f"{folder} holds no model", given="no config.json", do="Name a folder such as runs/reviews/student")
         )
-    config = AutoConfig.from_pretrained(folder)
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        given = str(error).strip().splitlines()[0]
+        do = "Name a folder such as runs/reviews/student, or a hub id that this machine can reach"
+        raise ModelError(problem(f"'{name}' is neither a model's folder nor a hub id", given=given, do=do)) from error
     kinds = {kind: name for name, kind in PROBLEM_TYPES.items()}
     names = tuple(str(config.id2label[number]) for number in sorted(config.id2label))
     task = TextClassification(kinds.get(config.problem_type or "", "single_label"), names)
