@@ -104,7 +104,9 @@ class _Run:
             self.bench = prepare_workbench(self.recipe, self.progress.say)
         self._check()
         teacher = self.teacher()
-        students = {(role, seed): self.student(role, seed, teacher) for seed in self.seeds for role in self.roles}
+        students = {
+            (role, seed): self.student(role, seed, teacher) for seed in self.seeds for role in self.recipe.roles
+        }
         predictions = {("teacher", self.recipe.seed): self.predictions("teacher", self.recipe.seed, teacher)}
         predictions |= {key: self.predictions(*key, stage) for key, stage in students.items()}
         chosen = self.choose(predictions)
@@ -126,17 +128,6 @@ class _Run:
     @property
     def seeds(self) -> list[int]:
         return [self.recipe.seed + number for number in range(self.recipe.evaluate.seeds)]
-
-    @property
-    def roles(self) -> list[str]:
-        """The student first, so that a recipe that can't be trained fails before its baselines take their time."""
-        found = ["student"]
-        if self.recipe.evaluate.baseline:
-            found.append("baseline")
-            cut_here = self.recipe.teacher.train is not None and self.recipe.student.origin == "teacher"
-            if self.recipe.evaluate.pretrained_baseline and cut_here:
-                found.append("pretrained_baseline")
-        return found
 
     def _check(self) -> None:
         """Everything that can be wrong with the models, before anything is trained."""
@@ -302,7 +293,7 @@ class _Run:
 
     def exports(self, seed: int, student: Stage, predictions: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Ship the student's folder, and write and verify the exported files."""
-        for role in self.roles[:2]:
+        for role in self.recipe.roles[:2]:
             copy_folder(self.path / f"seeds/{seed}/{role}", self.path / role)
         formats = self.recipe.export.formats
         if not formats:
@@ -357,7 +348,7 @@ class _Run:
                 teacher.value["curves"],
             )
         ]
-        for role in reversed(self.roles):
+        for role in reversed(self.recipe.roles):
             runs = [students[role, seed] for seed in self.seeds]
             found.append(
                 Contender(

@@ -248,11 +248,8 @@ def _stages(
     recipe: Recipe, bench: Workbench, objectives: Sequence[BoundObjective], trials: Mapping[str, _Trial]
 ) -> list[PlannedStage]:
     seeds, transfer = recipe.evaluate.seeds, len(bench.transfer)
-    cut = (
-        recipe.teacher.train is not None and recipe.student.origin == "teacher" and recipe.evaluate.pretrained_baseline
-    )
-    twins = recipe.evaluate.baseline * (1 + cut)
-    labels = _terms(bench_labels(objectives[0], bench))
+    twins = len(recipe.roles) - 1
+    labels = _terms(LABELS_ONLY.bind(objectives[0].student, None, bench.task.defaults()))
     found = []
 
     def add(
@@ -272,8 +269,3 @@ def _stages(
     if recipe.refine is not None:
         add("refine", labels, recipe.refine.train, len(bench.rows[TRAIN]), "student", seeds * (1 + twins))
     return found
-
-
-def bench_labels(objective: BoundObjective, bench: Workbench) -> BoundObjective:
-    """The labels-only objective, bound as the baselines have it."""
-    return LABELS_ONLY.bind(objective.student, None, bench.task.defaults())

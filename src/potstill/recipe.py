@@ -177,6 +177,17 @@ class Recipe(Section):
     evaluate: EvaluateSection = EvaluateSection()
     export: ExportSection = ExportSection()
 
+    @property
+    def roles(self) -> list[str]:
+        """Who is trained: the student first, so that a recipe that can't be trained fails before its baselines."""
+        found = ["student"]
+        if self.evaluate.baseline:
+            found.append("baseline")
+            cut_here = self.teacher.train is not None and self.student.origin == "teacher"
+            if self.evaluate.pretrained_baseline and cut_here:
+                found.append("pretrained_baseline")
+        return found
+
     def as_dict(self) -> dict[str, Any]:
         """The recipe as plain data, every default written out."""
         return TypeAdapter(Recipe).dump_python(self, mode="json", by_alias=True)  # type: ignore[no-any-return]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from potstill.checks import problem
+from potstill.data import prepare
 from potstill.errors import RunFolderError
 from potstill.evaluation import fidelity
 from potstill.evaluation.results import (
@@ -61,7 +62,7 @@ def assemble(
         "highlights": highlights(entries, [] if torch.cuda.is_available() else exports),
         "per_class_change": per_class_change(entries),
         "exports": list(exports),
-        "examples": _examples(bench, by_key, truth, shipped),
+        "examples": _examples(bench, by_key, truth),
         "how": _how(bench, contenders),
     }
 
@@ -117,18 +118,13 @@ def _data(bench: Workbench) -> dict[str, Any]:
         "evaluated_on": bench.evaluated_on,
         "classes": list(bench.task.names) if bench.task.problem != "regression" else [],
         "max_length": data.max_length,
-        "tokens": {
-            "mean": float(lengths.mean()),
-            "p95": float(np.percentile(lengths, 95)),
-            "max": int(lengths.max()),
-        },
+        "tokens": {**prepare.token_statistics(lengths), "max": int(lengths.max())},
     }
 
 
-def _examples(bench: Workbench, by_key: Mapping[str, Contender], truth: Truth, shipped: int) -> dict[str, Any] | None:
+def _examples(bench: Workbench, by_key: Mapping[str, Contender], truth: Truth) -> dict[str, Any] | None:
     """Where teacher and the shipped student disagree."""
     rows = bench.texts[truth.split]
-    student = by_key["student"]
     texts = (
         list(zip(rows["text"], rows["text_pair"], strict=True))
         if "text_pair" in rows.column_names
@@ -137,7 +133,7 @@ def _examples(bench: Workbench, by_key: Mapping[str, Contender], truth: Truth, s
     return fidelity.disagreements(
         texts,
         truth.labels[truth.split],
-        student.on(truth.split)[list(student.seeds).index(shipped)],
+        by_key["student"].on(truth.split)[truth.shipped],
         by_key["teacher"].on(truth.split)[0],
         problem=truth.problem,
         names=truth.names,

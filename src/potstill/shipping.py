@@ -3,7 +3,7 @@
 import os
 import platform
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,22 +45,13 @@ def export_student(
     bench: Workbench, student: Path, logits: Logits, folder: Path, formats: Sequence[str], step: Step
 ) -> list[dict[str, Any]]:
     """Write each format, run it over the evaluated rows, and compare it with the student's logits."""
-    from potstill.export import OnnxModel, export_onnx, quantize_onnx, verify
-
-    model = bench.load(student).model
-    plain = export_onnx(model, bench.tokenizer, folder / FILES["onnx"][1])
-    files = {"onnx": plain}
-    if "onnx-int8" in formats:
-        files["onnx-int8"] = quantize_onnx(plain, folder / FILES["onnx-int8"][1])
+    files = _write_files(bench.load(student).model, bench.tokenizer, folder, formats)
     split = bench.evaluated_on
     order = np.argsort(-np.asarray(bench.rows[split]["length"]), kind="stable")
     found = []
     for number, name in enumerate(format for format in FILES if format in formats):
         step(number, len(formats), None)
-        runner = OnnxModel(files[name], threads=torch.get_num_threads())
-        tolerance = TOLERANCE if name == "onnx" else None
-        batches = _batches(bench, split, order, 32)
-        made = verify(runner, batches, logits[order], problem=bench.task.problem, tolerance=tolerance)
+        made = _verified(name, files[name], _batches(bench, split, order, 32), logits[order], bench.task.problem)
         found.append(
             {
                 "key": name,
@@ -80,16 +71,12 @@ def export_student(
 
 def export_folder(model: Path, folder: Path, formats: Sequence[str]) -> list[dict[str, Any]]:
     """Write a classifier's folder as each format, and compare the files with it on made-up rows of several lengths."""
-    from potstill.export import OnnxModel, export_onnx, quantize_onnx, verify
-
     unknown = [name for name in formats if name not in FILES]
     if unknown:
         raise ExportError(unknown_name("format", unknown[0], FILES))
     task, loaded, tokenizer = load_classifier(model)
     folder.mkdir(parents=True, exist_ok=True)
-    files = {"onnx": export_onnx(loaded, tokenizer, folder / FILES["onnx"][1])}
-    if "onnx-int8" in formats:
-        files["onnx-int8"] = quantize_onnx(files["onnx"], folder / FILES["onnx-int8"][1])
+    files = _write_files(loaded, tokenizer, folder, formats)
     random = torch.Generator().manual_seed(0)
     words, most = loaded.config.vocab_size, token_limit(loaded, tokenizer)
     lengths = [min(length, most) for length in (5, 9, 17, 33)]
@@ -101,14 +88,31 @@ def export_folder(model: Path, folder: Path, formats: Sequence[str]) -> list[dic
         logits = torch.cat([loaded(**inputs_for(loaded, batch)).logits for batch in batches]).numpy()
     found = []
     for name in formats:
-        tolerance = TOLERANCE if name == "onnx" else None
-        made = verify(OnnxModel(files[name]), batches, logits, problem=task.problem, tolerance=tolerance)
+        made = _verified(name, files[name], batches, logits, task.problem)
         size = files[name].stat().st_size
         entry = {"max_logit_difference": made.max_logit_difference, "agreement": made.agreement}
         found.append({"key": name, "file": str(files[name]), "bytes": size, **entry})
     if "onnx" not in formats:
         files["onnx"].unlink()
     return found
+
+
+def _write_files(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, formats: Sequence[str]
+) -> dict[str, Path]:
+    """The float32 file, which the others are made from, and those others that are asked for."""
+    files = {"onnx": export.export_onnx(model, tokenizer, folder / FILES["onnx"][1])}
+    if "onnx-int8" in formats:
+        files["onnx-int8"] = export.quantize_onnx(files["onnx"], folder / FILES["onnx-int8"][1])
+    return files
+
+
+def _verified(
+    name: str, file: Path, batches: Iterable[Mapping[str, Any]], logits: Logits, problem: str
+) -> export.Verification:
+    """A file held against the logits of the model that it was made from; int8 is reported, float32 must agree."""
+    runner = export.OnnxModel(file, threads=torch.get_num_threads())
+    return export.verify(runner, batches, logits, problem=problem, tolerance=TOLERANCE if name == "onnx" else None)
 
 
 def _batches(bench: Workbench, split: str, order: Any, size: int) -> Iterator[Mapping[str, Any]]:
