@@ -28,6 +28,7 @@ ORDER = (
     "schedules",
     "knowledge",
     "projectors",
+    "contrast",
     "objective",
     "students",
     "augment",
