@@ -68,6 +68,7 @@ def run(
     *,
     overrides: Sequence[str] = (),
     update: bool = False,
+    siblings: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> Outcome:
     """Run a recipe from start to end, or from where it was stopped.
@@ -77,6 +78,7 @@ def run(
         out: the run folder; ``runs/<name of the recipe>`` if not given.
         overrides: ``key=value`` strings, such as ``evaluate.seeds=3``.
         update: take a run folder whose recipe differs, and redo what the difference concerns.
+        siblings: folders of other runs; a stage that one of them has done from the same inputs is taken from there.
         progress: told what happens; nothing is said without it.
 
     Raises:
@@ -85,7 +87,7 @@ def run(
     """
     loaded = load_recipe(recipe, overrides)
     folder = Path(out) if out is not None else RUNS / loaded.name
-    with RunFolder(folder, loaded, update=update).opened() as opened:
+    with RunFolder(folder, loaded, update=update, siblings=siblings).opened() as opened:
         return _Run(opened, progress or Silent()).all()
 
 
