@@ -15,7 +15,7 @@ from potstill.mappings import EMBEDDINGS
 
 LAYERS, WIDTH, HEADS = 3, 32, 4
 ALL = frozenset(range(LAYERS))
-EVERYTHING = Needs(True, ALL | {EMBEDDINGS}, frozenset(), ALL, ALL, ALL)
+EVERYTHING = Needs(True, ALL | {EMBEDDINGS}, queries=ALL, keys=ALL, values=ALL)
 OWN_ATTENTION = ("mpnet", "deberta-v2")
 THROUGH_INTERFACE = tuple(family for family in FAMILIES if family not in OWN_ATTENTION)
 
@@ -101,6 +101,22 @@ def test_attention_maps_are_those_of_the_model(family):
         rows = real[:, None, :, None].expand(-1, HEADS, -1, 9)
         torch.testing.assert_close(seen[layer][rows], maps[layer][rows], atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(seen[layer].sum(-1)[real[:, None].expand(-1, HEADS, -1)].max(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_is_the_softmax_of_the_scores(family):
+    model, batch = made(family, attention="eager"), tiny_batch()
+    with torch.no_grad():
+        seen = observe(model, batch, Needs(True, attention=ALL, scores=ALL))
+        alone = observe(model, batch, Needs(True, scores=ALL))
+        plain = model(**batch).logits
+    assert torch.equal(seen.logits, plain)
+    padded = ~batch["attention_mask"].bool()[:, None, None, :].expand(-1, HEADS, 9, -1)
+    for layer in ALL:
+        assert torch.equal(seen.scores[layer].softmax(-1), seen.attention[layer])
+        assert torch.equal(seen.scores[layer], alone.scores[layer])
+        assert (seen.scores[layer][padded] < -1e30).all()
+    assert not alone.attention
 
 
 @pytest.mark.parametrize("family", THROUGH_INTERFACE)
@@ -197,7 +213,7 @@ def test_nothing_is_held_after_the_knowledge_is_dropped():
 @pytest.mark.parametrize("family", ["bert", "mpnet", "llama"])
 def test_taps_come_off_after_an_exception(family):
     model, batch = made(family, attention="eager"), tiny_batch()
-    needs = Needs(True, ALL | {EMBEDDINGS}, ALL, ALL, ALL, ALL)
+    needs = Needs(True, *[ALL] * 6)
     broken = layers_of(model)[1].register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("stop")))
     with pytest.raises(RuntimeError, match="stop"):
         observe(model, batch, needs)
@@ -227,8 +243,9 @@ def test_taps_of_teacher_and_student_do_not_mix():
 @pytest.mark.parametrize("family", THROUGH_INTERFACE)
 def test_maps_of_a_fused_kernel_are_refused(family):
     model = made(family, attention="sdpa")
-    with pytest.raises(ModelError, match="eager"):
-        observe(model, tiny_batch(), Needs(attention=frozenset({0})))
+    for kind in ("attention", "scores"):
+        with pytest.raises(ModelError, match="eager"):
+            observe(model, tiny_batch(), Needs(**{kind: frozenset({0})}))
     assert hooks(model) == 0
 
 

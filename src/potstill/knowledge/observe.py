@@ -42,7 +42,7 @@ class Observer:
         """Run the model once on a batch and return what was asked for."""
         with tapped(self.model, self.needs) as found:
             output = self.model(**inputs_for(self.model, batch))
-        for kind in ("hidden", "attention", "queries", "keys", "values"):
+        for kind in ("hidden", "attention", "scores", "queries", "keys", "values"):
             missing = getattr(self.needs, kind) - found.get(kind, {}).keys()
             if missing:
                 raise ModelError(

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
@@ -78,7 +79,7 @@ def eager_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(Q K^T scaling + mask) V written out, with the probabilities recorded before dropout."""
+    """softmax(Q K^T scaling + mask) V written out, with scores and probabilities recorded, before dropout."""
     recorder, layer = _record_inputs(module, query, key, value)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -88,6 +89,7 @@ def eager_attention(
         scores = scores + attention_mask[..., : key.shape[-2]]
     probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     if recorder is not None:
+        recorder.keep("scores", layer, scores)
         recorder.keep("attention", layer, probabilities)
     dropped = nn.functional.dropout(probabilities, p=dropout, training=module.training)
     return (dropped @ value).transpose(1, 2).contiguous(), probabilities
@@ -117,12 +119,12 @@ def check_attention_maps(model: PreTrainedModel) -> None:
 @contextmanager
 def tapped(model: PreTrainedModel, needs: Needs) -> Iterator[dict[str, dict[int, Tensor]]]:
     """Collect `needs` from the forward passes made inside the context: kind -> layer -> tensor."""
-    layers = list(layers_of(model)) if needs.hidden or needs.attention or needs.relations else []
+    layers = list(layers_of(model)) if needs.hidden or needs.maps or needs.relations else []
     recorder = Recorder(needs, {id(module): i for i, layer in enumerate(layers) for module in layer.modules()})
     with ExitStack() as stack:
         if needs.hidden:
             _tap_hidden(layers, recorder, stack)
-        if needs.attention or needs.relations:
+        if needs.maps or needs.relations:
             modules = architecture(model).modules
             if modules is not None:
                 _tap_modules(layers, modules, model.config.num_attention_heads, recorder, stack)
@@ -149,7 +151,7 @@ def _tap_hidden(layers: list[nn.Module], recorder: Recorder, stack: ExitStack) -
 
 
 def _tap_interface(model: PreTrainedModel, recorder: Recorder, stack: ExitStack) -> None:
-    if recorder.needs.attention:
+    if recorder.needs.maps:
         check_attention_maps(model)
     config = model.config
     before = config._attn_implementation
@@ -159,6 +161,24 @@ def _tap_interface(model: PreTrainedModel, recorder: Recorder, stack: ExitStack)
     stack.callback(setattr, config, "_attn_implementation", before)
     token = _recorder.set(recorder)
     stack.callback(_recorder.reset, token)
+
+
+class LastSoftmax(TorchFunctionMode):
+    """Remembers the last softmax: the scores of a family that forms them inside its own forward, where no hook is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores: Tensor | None = None
+        self.output: Tensor | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run `func`, and remember what it got and gave if it is a softmax."""
+        output = func(*args, **(kwargs or {}))
+        if func is nn.functional.softmax:
+            self.scores, self.output = args[0], output
+        return output
 
 
 def _tap_modules(
@@ -174,14 +194,19 @@ def _tap_modules(
     def maps(index: int) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             recorder.keep("attention", index, args[0])
+            if softmax.output is args[0] and softmax.scores is not None:
+                recorder.keep("scores", index, softmax.scores)
 
         return hook
 
+    softmax = LastSoftmax()
+    if recorder.needs.scores:
+        stack.enter_context(softmax)
     kinds = {"queries": paths.query, "keys": paths.key, "values": paths.value}
     for index, layer in enumerate(layers):
         for kind, path in kinds.items():
             if index in getattr(recorder.needs, kind):
                 stack.callback(layer.get_submodule(path).register_forward_hook(projected(kind, index)).remove)
-        if index in recorder.needs.attention:
+        if index in recorder.needs.maps:
             dropout = layer.get_submodule(paths.dropout)
             stack.callback(dropout.register_forward_pre_hook(maps(index)).remove)

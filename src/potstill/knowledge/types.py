@@ -19,6 +19,7 @@ class Needs:
     logits: bool = False
     hidden: frozenset[int] = NO_LAYERS
     attention: frozenset[int] = NO_LAYERS
+    scores: frozenset[int] = NO_LAYERS
     queries: frozenset[int] = NO_LAYERS
     keys: frozenset[int] = NO_LAYERS
     values: frozenset[int] = NO_LAYERS
@@ -32,19 +33,26 @@ class Needs:
         """The layers of which queries, keys or values are asked."""
         return self.queries | self.keys | self.values
 
+    @property
+    def maps(self) -> frozenset[int]:
+        """The layers of which attention probabilities or scores are asked: what only eager attention forms."""
+        return self.attention | self.scores
+
 
 @dataclass(frozen=True)
 class Knowledge:
     """What was observed in one forward pass.
 
     Shapes: logits [B,V] (one answer a row) or [B,S,V]; hidden[layer] [B,S,D]; attention[layer] [B,H,S,S], probabilities
-    before dropout; queries, keys, values [B,H,S,D/H] after rotary embedding and norms, grouped heads still grouped;
-    mask [B,S], True at tokens that are not padding.
+    before dropout; scores[layer] [B,H,S,S], what attention takes the softmax of, scaled as the family scales, position
+    bias and mask included (a masked key holds about the lowest number of the dtype); queries, keys, values [B,H,S,D/H]
+    after rotary embedding and norms, grouped heads still grouped; mask [B,S], True at tokens that are not padding.
     """
 
     logits: Tensor | None = None
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
     attention: Mapping[int, Tensor] = field(default_factory=dict)
+    scores: Mapping[int, Tensor] = field(default_factory=dict)
     queries: Mapping[int, Tensor] = field(default_factory=dict)
     keys: Mapping[int, Tensor] = field(default_factory=dict)
     values: Mapping[int, Tensor] = field(default_factory=dict)

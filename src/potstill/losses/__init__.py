@@ -14,10 +14,11 @@ Decisions:
 """
 
 from potstill.losses.attention import attention_kl, attention_mse
-from potstill.losses.hidden import hidden_cosine, hidden_mse
+from potstill.losses.hidden import hidden_cosine, hidden_mse, hidden_normalised_mse
 from potstill.losses.labels import binary_cross_entropy, cross_entropy, squared_error
 from potstill.losses.logits import binary_kl_divergence, kl_divergence, logit_mse
 from potstill.losses.relation import relation_kl
+from potstill.losses.scores import score_mse
 
 __all__ = [
     "attention_kl",
@@ -27,8 +28,10 @@ __all__ = [
     "cross_entropy",
     "hidden_cosine",
     "hidden_mse",
+    "hidden_normalised_mse",
     "kl_divergence",
     "logit_mse",
     "relation_kl",
+    "score_mse",
     "squared_error",
 ]
