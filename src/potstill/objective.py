@@ -192,7 +192,9 @@ def _mean(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scene:
             value = value * influence.reshape(-1, *[1] * (value.ndim - 1)).to(value.dtype)
         elif influence != 1:
             value = value * influence
-        means.append(masked_mean(value, scene.masks[positions], None if scene.counts is None else scene.counts[positions]))
+        means.append(
+            masked_mean(value, scene.masks[positions], None if scene.counts is None else scene.counts[positions])
+        )
     if not term.transport:
         return sum(means[1:], means[0]) / len(means)
     costs = torch.stack(means).reshape(len({s for s, _ in term.pairs}), -1)
@@ -225,7 +227,9 @@ def _values(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scen
     if "student_next" in inspect.signature(term.loss).parameters:
         for here, there in pairwise(term.pairs):
             ours, theirs = _pair(term, student, teacher, here, scene)
-            following = dict(zip(("student_next", "teacher_next"), _pair(term, student, teacher, there, scene), strict=True))
+            following = dict(
+                zip(("student_next", "teacher_next"), _pair(term, student, teacher, there, scene), strict=True)
+            )
             yield term.loss(ours, theirs, **following, **options)
         return
     for pair in term.pairs:

@@ -4,38 +4,28 @@ Each step is a stage of the run folder: done once from the same inputs, and gone
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel, set_seed
 
 from potstill.errors import ExportError
 from potstill.evaluation.predict import fastest_device, load_predictions, predict_logits, save_predictions
 from potstill.evaluation.results import TRAIN, VALIDATION, Contender
-from potstill.knowledge import describe
-from potstill.metrics import METRICS, primary, score, scores
-from potstill.objective import Objective
+from potstill.metrics import METRICS, primary, score
 from potstill.progress import Progress, Silent
-from potstill.recipe import AssistantSection, Recipe, StudentSection, load_recipe
+from potstill.recipe import Recipe, load_recipe
 from potstill.results import assemble, described
 from potstill.runs import RunFolder, Stage, copy_folder, write_json
-from potstill.shipping import FILES, export_student, fingerprint, measure_cost, save_model
+from potstill.shipping import FILES, export_student, measure_cost
 from potstill.terms import TEACHER
-from potstill.training import Precision, TrainSettings, detect_precision
-from potstill.training.combination import Combination
-from potstill.training.stages import Lesson, train
+from potstill.training import Precision, detect_precision
 from potstill.workbench import (
-    LABELS_ONLY,
-    load_teacher,
-    model_path,
     preflight,
     prepare_workbench,
     require_space,
     shape_text,
-    start_student,
 )
 
 ROLES = {
@@ -109,7 +99,10 @@ class _Run:
         teachers = self.school.teachers()
         teacher = teachers[TEACHER]
         students = {key: stage for seed in self.seeds for key, stage in self.school.students(seed, teachers).items()}
-        predictions = {(name, self.recipe.seed): self.predictions(name, self.recipe.seed, stage) for name, stage in teachers.items()}
+        predictions = {
+            (name, self.recipe.seed): self.predictions(name, self.recipe.seed, stage)
+            for name, stage in teachers.items()
+        }
         predictions |= {key: self.predictions(*key, stage) for key, stage in students.items()}
         chosen = self.choose(predictions)
         exports = self.exports(chosen, students["student", chosen], predictions["student", chosen])
@@ -185,7 +178,9 @@ class _Run:
         def work(_folder: Path) -> dict[str, Any]:
             with self.progress.stage("export") as step:
                 logits = predictions[self.bench.evaluated_on]
-                found = export_student(self.bench, self.school.model(student), logits, self.path / "export", formats, step)
+                found = export_student(
+                    self.bench, self.school.model(student), logits, self.path / "export", formats, step
+                )
             return {"exports": found}
 
         made_from = {"student": student.digest, "formats": formats, "rows": self.bench.digest}

@@ -50,7 +50,9 @@ class School:
 
     def teachers(self) -> dict[str, Stage]:
         """Train each teacher, or take it as it is; the first one is called ``teacher``."""
-        found = {TEACHER: self._teacher(TEACHER, self.recipe.teacher.model, self.recipe.teacher.train, self.recipe.seed)}
+        found = {
+            TEACHER: self._teacher(TEACHER, self.recipe.teacher.model, self.recipe.teacher.train, self.recipe.seed)
+        }
         for other in self.recipe.teacher.others:
             found[other.name] = self._teacher(other.name, other.model, other.train, self.recipe.seed + other.seed)
         return found

@@ -285,7 +285,9 @@ def _check_fields(term: Term, loss: Callable[..., Tensor]) -> None:
         if term.knowledge != "hidden":
             raise RecipeError(f"Only hidden states are pooled, not {term.knowledge}. Remove the key 'pool'.")
         if _family(loss) == "granularity" or "student_next" in inspect.signature(loss).parameters:
-            raise RecipeError(f"'{name}' compares the tokens of a row, so nothing can be pooled. Remove the key 'pool'.")
+            raise RecipeError(
+                f"'{name}' compares the tokens of a row, so nothing can be pooled. Remove the key 'pool'."
+            )
     if term.shift and term.knowledge != "logits":
         raise RecipeError(f"Only the teacher's logits are shifted, not {term.knowledge}. Remove the key 'shift'.")
     if term.share and term.project == "none":
@@ -337,9 +339,7 @@ def _pairs(term: Term, loss: Callable[..., Tensor], student: ModelShape, teacher
     return pairs
 
 
-def _projection(
-    term: Term, loss: Callable[..., Tensor], student: ModelShape, teacher: ModelShape | None
-) -> str | None:
+def _projection(term: Term, loss: Callable[..., Tensor], student: ModelShape, teacher: ModelShape | None) -> str | None:
     if term.project not in (AUTO, "none", *PROJECTIONS):
         raise RecipeError(unknown_name("projection", term.project, (AUTO, "none", *PROJECTIONS)))
     if term.knowledge != "hidden" or teacher is None:

@@ -46,7 +46,7 @@ def test_the_teacher_gets_no_gradient_stays_in_eval_mode_and_is_left_as_it_was()
     assert all(p.requires_grad for p in teacher.parameters())
     assert all(p.grad is not None for p in distiller.projectors.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
-    seen = distiller.teach(batch())
+    seen = distiller.teach(batch())["teacher"]
     assert not any(t.requires_grad for t in (seen.logits, *seen.hidden.values(), *seen.values.values()))
 
 

@@ -44,9 +44,7 @@ class Member(nn.Module):
         super().__init__()
         self.student = student
         self.objective = objective
-        made: dict[str, nn.Module] = {
-            name: projector(*sizes) for name, sizes in objective.projections().items()
-        }
+        made: dict[str, nn.Module] = {name: projector(*sizes) for name, sizes in objective.projections().items()}
         made |= {name: memory_of(term, widths, rows) for name, (term, widths) in objective.memories().items()}
         self.projectors = nn.ModuleDict(made)
         self._observe_student = Observer(student, objective.needs("student"))

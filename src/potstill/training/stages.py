@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from potstill.objective import Objective
 from potstill.tasks.base import Rows, Task
-from potstill.training.combination import Combination
 from potstill.training.checkpoints import is_last, latest, load_weights, prune, save_weights, take_projections
+from potstill.training.combination import Combination
 from potstill.training.freezing import frozen
 from potstill.training.settings import Precision, TrainSettings
 from potstill.training.trainer import DistillationTrainer, Evaluator
