@@ -5,9 +5,9 @@ Decisions:
   taken from them, since -1 could also mean the last layer.
 - A map that doesn't divide (12 to 5) is rounded by a stated rule, half up, and never floored: floored, the top layer of
   the teacher would teach nobody, in silence.
-- Explicit pairs may come in any order and many to many: a teacher layer may teach several student layers, and a student layer
-  learn from several. The same pair twice is refused, since it would only be a weight in disguise.
-- A published map goes by its publication's name as well, also where it equals one of ours: `pkd_skip` is `skip`.
+- Explicit pairs may come in any order and many to many: a teacher layer may teach several student layers, and a
+  student layer learn from several. The same pair twice is refused, since it would only be a weight in disguise.
+- A published map goes by its publication's name as well: `pkd_skip` is `skip`.
 """
 
 import re
@@ -96,8 +96,8 @@ def spread(student_layers: int, teacher_layers: int) -> Pairs:
 
     Raises `MappingError` as `uniform` does.
 
-    As a layer map it goes by the name `distilbert`. For other depths DistilBERT's scripts have no list; those of
-    DistilBART, made by hand, agree for 12 to 3 (0, 6, 11) and differ for 12 to 4 (0, 4, 8, 11, where this gives 7).
+    As a layer map it is `distilbert`. That publication has 12 to 6 only; DistilBART's lists, made by hand, agree for 12
+    to 3 (0, 6, 11), and for 12 to 4 have 8 where this gives 7.
 
     References:
         Sanh, Debut, Chaumond, Wolf: DistilBERT, 2019, https://arxiv.org/abs/1910.01108 (the layers of its scripts)
@@ -116,8 +116,7 @@ def first_k(count: int, student_layers: int, teacher_layers: int) -> Pairs:
 
     Args:
         count: K, at least 1, and at most the layers of either model.
-        student_layers: S, at least 1.
-        teacher_layers: T, at least 1; it may be less than S.
+        student_layers, teacher_layers: S and T, at least 1; T may be less than S.
 
     Raises:
         MappingError: no layers, or a K outside its range.
@@ -137,7 +136,7 @@ def last_k(count: int, student_layers: int, teacher_layers: int) -> Pairs:
 
     teacher layer of S - K + i = T - K + i, for i from 0 to K - 1
 
-    Args, errors and reference are those of `first_k`. The code of Lu et al. (OFA-Compress) pairs T - K + i with
+    Args, errors and reference as for `first_k`. The code of Lu et al. (OFA-Compress) pairs T - K + i with
     S - 1 - i, in reverse, so that the student's last layer learns from the lowest of the K; that isn't followed here.
 
     Prefer `last1` for relations (MiniLM, MiniLMv2), `last` for all of the student's layers.
@@ -152,7 +151,7 @@ def pkd_last(student_layers: int, teacher_layers: int) -> Pairs:
     teacher layer of i = T - S + i, for i from 0 to S - 2; the publication gives 12 to 6 as {7, ..., 11} counted from 1,
     which are 6 to 10 here
 
-    Raises `MappingError` as `skip` does. It holds for any depths as it stands: nothing is divided.
+    Raises `MappingError` as `skip` does. It holds for any depths: nothing is divided.
 
     References:
         Sun, Cheng, Gan, Liu: Patient Knowledge Distillation for BERT Model Compression, 2019,
@@ -183,7 +182,7 @@ def explicit(pairs: Mapping[Any, Any] | Sequence[Sequence[Any]], student_layers:
 
     Args:
         pairs: {student: teacher, ...}, in which a list stands for several teacher layers, or [[student, teacher], ...],
-            in which a student layer may stand several times; each a number from 0, or "embeddings".
+            in which a student layer may stand twice; each a number from 0, or "embeddings".
         student_layers: S, at least 1.
         teacher_layers: T, at least 1; it may be less than S here.
 
@@ -244,8 +243,8 @@ def layer_map(
 ) -> Pairs:
     """The pairs that a recipe's `layers:` means: a name, or pairs.
 
-    Names: uniform, first, last, skip, pkd_skip, pkd_last, distilbert (`spread`, the layers that a student keeps), all,
-    and first or last with a count, such as first2 or last1. The progressive transfer of MobileBERT is `first`.
+    Names: uniform, first, last, skip, pkd_skip, pkd_last, distilbert (`spread`), all, and first or last with a count,
+    such as first2 or last1. The progressive transfer of MobileBERT goes by `first`.
 
     Args:
         spec: the name, {student: teacher, ...}, or [[student, teacher], ...].
@@ -261,9 +260,8 @@ def layer_map(
     elif isinstance(spec, (Mapping, Sequence)):
         pairs = explicit(spec, student_layers, teacher_layers)
     else:
-        raise MappingError(
-            problem("A layer map is a name or pairs of layers", given=repr(spec), do=f"Names: {', '.join(_KNOWN)}")
-        )
+        names = ", ".join(_KNOWN)
+        raise MappingError(problem("A layer map is a name or pairs of layers", given=repr(spec), do=f"Names: {names}"))
     if embeddings and all(student != EMBEDDINGS for student, _ in pairs):
         return ((EMBEDDINGS, EMBEDDINGS), *pairs)
     return pairs
@@ -340,8 +338,7 @@ def _entries(pairs: Mapping[Any, Any] | Sequence[Any]) -> tuple[list[Any], list[
     """Pairs one by one, a mapping's lists of teacher layers taken apart, and what is wrong with them so far."""
     if not isinstance(pairs, Mapping):
         return list(pairs), [] if pairs else ["no pairs are given"]
-    entries: list[Any] = []
-    wrong = [] if pairs else ["no pairs are given"]
+    entries, wrong = [], [] if pairs else ["no pairs are given"]
     for student, teachers in pairs.items():
         if not isinstance(teachers, (list, tuple)):
             entries.append((student, teachers))
