@@ -10,7 +10,7 @@ and all ranks, so that neither padding nor accumulation changes the loss or its 
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -76,7 +76,7 @@ class Objective:
         teacher: ModelShape | Mapping[str, ModelShape] | None = None,
         defaults: Defaults | None = None,
     ) -> "BoundObjective":
-        """Resolve every name for these models; several teachers come by name. Raises `RecipeError` with all problems."""
+        """Resolve every name for these models; several teachers come by name. Raises `RecipeError`, all problems."""
         teachers = _by_name(teacher)
         bound: list[BoundTerm] = []
         problems: list[str] = []
@@ -286,6 +286,3 @@ def pooled(states: Tensor, mask: Tensor, how: str) -> Tensor:
     flags = mask.int()
     index = flags.argmax(1) if how == "first" else mask.shape[1] - 1 - flags.flip(1).argmax(1)
     return states[torch.arange(len(states), device=states.device), index]
-
-
-Loss = Callable[..., Tensor]

@@ -18,6 +18,7 @@ from potstill.progress import Progress, Silent
 from potstill.recipe import Recipe, load_recipe
 from potstill.results import assemble, described
 from potstill.runs import RunFolder, Stage, copy_folder, write_json
+from potstill.school import School
 from potstill.shipping import FILES, export_student, measure_cost
 from potstill.terms import TEACHER
 from potstill.training import Precision, detect_precision
@@ -99,11 +100,8 @@ class _Run:
         teachers = self.school.teachers()
         teacher = teachers[TEACHER]
         students = {key: stage for seed in self.seeds for key, stage in self.school.students(seed, teachers).items()}
-        predictions = {
-            (name, self.recipe.seed): self.predictions(name, self.recipe.seed, stage)
-            for name, stage in teachers.items()
-        }
-        predictions |= {key: self.predictions(*key, stage) for key, stage in students.items()}
+        models = {(name, self.recipe.seed): stage for name, stage in teachers.items()} | students
+        predictions = {key: self.predictions(*key, stage) for key, stage in models.items()}
         chosen = self.choose(predictions)
         exports = self.exports(chosen, students["student", chosen], predictions["student", chosen])
         costs = self.costs(teacher, students["student", chosen], exports)

@@ -50,15 +50,14 @@ class School:
 
     def teachers(self) -> dict[str, Stage]:
         """Train each teacher, or take it as it is; the first one is called ``teacher``."""
-        found = {
-            TEACHER: self._teacher(TEACHER, self.recipe.teacher.model, self.recipe.teacher.train, self.recipe.seed)
-        }
-        for other in self.recipe.teacher.others:
-            found[other.name] = self._teacher(other.name, other.model, other.train, self.recipe.seed + other.seed)
+        first = self.recipe.teacher
+        found = {TEACHER: self._teacher(TEACHER, first.train, self.recipe.seed)}
+        for other in first.others:
+            found[other.name] = self._teacher(other.name, other.train, self.recipe.seed + other.seed)
         return found
 
-    def _teacher(self, name: str, model: str, settings: TrainSettings | None, seed: int) -> Stage:
-        path = self.bench.teacher_path if name == TEACHER else model_path(model)
+    def _teacher(self, name: str, settings: TrainSettings | None, seed: int) -> Stage:
+        path = self._given(name)
         place = name if name == TEACHER else f"teachers/{name}"
         made_from = {"model": fingerprint(path), "rows": self.bench.digest, "train": _plain(settings)}
 
@@ -129,7 +128,7 @@ class School:
                 source = self.bench.load(self.bench.teacher_path).model
             model = start_student(self.bench, source, seed, section)
             title = role.replace("_", " ").replace("-", " ")
-            if len(self.seeds) > 1:
+            if self.recipe.evaluate.seeds > 1:
                 title = f"{title}, seed {seed}"
             value = self._train(model, lessons, folder, seed, teachers, title, source)
             save_model(model, self.bench.tokenizer, self.path / place)
@@ -186,21 +185,28 @@ class School:
         return {"training": totals, "curves": curves, "shape": asdict(describe(model))}
 
     def _stage_name(self, number: int, count: int, title: str) -> str:
-        if title.startswith("teacher"):
+        if title.startswith(TEACHER):
             return "teacher"
         if self.recipe.refine is not None and number == count - 1:
             return "refine"
-        return "distill" if len(self.recipe.distill) == 1 else f"distill {number + 1}"
+        return "distill" if count - (self.recipe.refine is not None) == 1 else f"distill {number + 1}"
 
     def _validation_scores(self, student: PreTrainedModel, bfloat16: bool) -> dict[str, float]:
         rows, collate = self.bench.rows[VALIDATION], self.bench.task.collator(self.bench.tokenizer)
         logits = predict_logits(student, rows, collate, bfloat16=bfloat16)
         return scores(self.bench.task.problem, logits, self.bench.labels(VALIDATION))
 
-    def _model(self, stage: Stage) -> Path:
+    def model(self, stage: Stage) -> Path:
         """Where a stage left its model; a teacher taken as it is stays where the recipe has it."""
-        taken = stage.name.startswith("teacher") and stage.value["training"] is None
-        return Path(stage.value["path"]) if taken else self.path / str(stage.value["path"])
+        if stage.value["training"] is None:
+            return Path(self._given(stage.name.removeprefix("teachers/")))
+        return self.path / str(stage.value["path"])
+
+    def _given(self, name: str) -> str:
+        """The model that a teacher is, or starts from."""
+        if name == TEACHER:
+            return self.bench.teacher_path
+        return model_path(next(other.model for other in self.recipe.teacher.others if other.name == name))
 
 
 def _plain(settings: Any) -> Any:

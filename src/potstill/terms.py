@@ -260,7 +260,7 @@ def _loss(term: Term, defaults: Defaults) -> Callable[..., Tensor]:
 
 
 def _options(term: Term, loss: Callable[..., Tensor]) -> tuple[dict[str, Any], dict[str, Schedule]]:
-    """The term's further arguments, bound to the loss's signature: those that stay, and those that follow a schedule."""
+    """The term's further arguments, bound to the loss's signature: those that stay, those that follow a schedule."""
     known = set(inspect.signature(loss).parameters) - set(OURS)
     if loss is losses.crd:
         known = {"temperature"} | set(MEMORY)

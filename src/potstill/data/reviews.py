@@ -8,8 +8,8 @@ Hutto, Gilbert: "VADER: A Parsimonious Rule-based Model for Sentiment Analysis o
 - The two thresholds give exactly 2,000 test and 1,000 validation rows for the default choice (15.3 % and 7.7 % of it);
   other choices get about the same shares.
 - Of sentences that are equal but for case and white space, across all sources, the first one is kept.
-- With four classes, a rating of 2 or more (of 4) in size is very negative or very positive: for methods that look at the
-  classes besides the true one, which two classes don't have.
+- With four classes, a rating of 2 or more (of 4) in size is very negative or very positive: for methods that compare
+  the classes besides the true one, which two classes don't have.
 - HTML entities (``&amp;``) are what the collection of the texts left behind; they are turned into characters.
 """
 
