@@ -26,6 +26,7 @@ ORDER = (
     "losses",
     "mappings",
     "schedules",
+    "transport",
     "knowledge",
     "projectors",
     "objective",
@@ -63,6 +64,7 @@ NOTHING_BUT = {
     "losses": {"torch", "jaxtyping"},
     "mappings": {"torch", "jaxtyping"},
     "schedules": {"torch", "jaxtyping"},
+    "transport": {"torch", "jaxtyping", "numpy", "scipy"},
 }
 
 # These libraries may be imported only by those parts.
