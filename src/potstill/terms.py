@@ -37,7 +37,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "labels": Kind(("labels",), None, "labels"),
     "logits": Kind(("divergence", "logits", "samples"), None, "outputs"),
-    "hidden": Kind(("hidden", "granularity", "samples", "contrastive"), "hidden_mse", "tokens"),
+    "hidden": Kind(("hidden", "structure", "granularity", "samples", "contrastive"), "hidden_mse", "tokens"),
     "attention": Kind(("attention",), "attention_kl", "tokens"),
     "scores": Kind(("scores",), "score_mse", "tokens"),
     "queries": Kind(("relation",), "relation_kl", "tokens"),
@@ -60,6 +60,7 @@ ANY_WIDTH = frozenset(
         "mgskd_samples",
         "mgskd_spans",
         "mgskd_tokens",
+        "neuron_selectivity",
         "rkd_angle",
         "rkd_distance",
         "similarity_mse",
