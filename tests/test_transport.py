@@ -148,6 +148,7 @@ def test_layer_weights_against_a_loop() -> None:
     unit = [sum(float(flow[i, j] * costs[i, j]) for i in range(3)) / float(teacher[j]) for j in range(5)]
     shares = torch.tensor([1 / u for u in unit], dtype=torch.float64)
     torch.testing.assert_close(cost_attention(costs, flow, None)[1], shares / shares.sum())
+    torch.testing.assert_close(cost_attention(costs, flow, 3.0)[1], torch.softmax(shares * sum(unit) / 3.0, 0))
 
 
 @settings(deadline=None, max_examples=25)
