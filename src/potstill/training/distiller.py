@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from potstill.checks import problem
 from potstill.errors import ModelError
 from potstill.knowledge import Knowledge, Observer, describe
-from potstill.knowledge.architectures import cast, layers_of
-from potstill.knowledge.taps import check_attention_maps
+from potstill.knowledge.architectures import cast
+from potstill.knowledge.taps import check_needs
 from potstill.objective import BoundObjective, Objective, Parts
 from potstill.projectors import projector
 from potstill.tasks.base import Task
@@ -55,11 +55,9 @@ class Distiller(nn.Module):
             {name: projector(*sizes) for name, sizes in self.objective.projections().items()}
         )
         self._observe_student = Observer(student, self.objective.needs("student"))
-        for model in (student, teacher):
-            if model is not None and any(term.pairs for term in self.objective.terms):
-                layers_of(model)  # refuses a family whose layers aren't known
-            if model is not None and any(term.kind == "attention" for term in self.objective.terms):
-                check_attention_maps(model)
+        check_needs(student, self.objective.needs("student"))
+        if teacher is not None:
+            check_needs(teacher, self.objective.needs("teacher"))
         held = None
         if teacher is not None and self.objective.needs_teacher:
             if teacher_dtype not in (None, teacher.dtype):
