@@ -18,7 +18,7 @@ from potstill.checks import nearest, problem, unknown_name
 from potstill.errors import RecipeError
 from potstill.objective import Objective, Term, check_term
 from potstill.terms import PEERS, TEACHER
-from potstill.training.combination import Combination
+from potstill.training.combination import CONFIDENT, Combination
 from potstill.training.settings import RefineSettings, TrainSettings
 
 STRICT = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -242,6 +242,8 @@ class Recipe(Section):
                 wrong.append("Students that learn together need a term with teacher: peers.")
         if wrong:
             raise ValueError(" ".join(dict.fromkeys(wrong)))
+        if self.teacher.route not in (None, CONFIDENT) and self.data.unlabelled is not None:
+            raise ValueError("Rows without labels have no column that routes them to a teacher; set route: confident")
         if (self.assistants or self.generations > 1) and self.teacher.others:
             raise ValueError("A chain of assistants or generations starts from one teacher; leave out teacher.others")
         return self

@@ -16,7 +16,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from potstill import export
 from potstill.checks import problem
 from potstill.data import load, prepare, samples
-from potstill.data.rows import in_order, joined, standard_columns, unlabelled_rows, with_labels
+from potstill.data.rows import in_order, joined, routed, standard_columns, unlabelled_rows, with_labels
 from potstill.errors import DataError, ModelError, RunFolderError
 from potstill.knowledge.architectures import describe, longest_input
 from potstill.objective import BoundObjective, Objective
@@ -25,6 +25,7 @@ from potstill.students import build_student
 from potstill.tasks import TextClassification, load_tokenizer
 from potstill.tasks.base import LoadedModel, bars_on_a_terminal, quiet_transformers
 from potstill.terms import PEERS, TEACHER
+from potstill.training.combination import CONFIDENT
 from potstill.training.distiller import bind
 from potstill.training.freezing import parts as freezable
 
@@ -152,6 +153,9 @@ def _labelled(recipe: Recipe, teacher: str, say: Say) -> tuple[dict[str, Any], T
     prepare.check(found, columns, labels)
     for warning in load.overlap_warnings(found, columns):
         say(warning)
+    route = recipe.teacher.route
+    if route is not None and route != CONFIDENT:
+        found = routed(found, route, [TEACHER, *(other.name for other in recipe.teacher.others)])
     rows = standard_columns(prepare.encode_labels(found, columns, labels), columns)
     with bars_on_a_terminal():
         rows = {split: in_order(part, labels.names, task.names) for split, part in rows.items()}

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from potstill.checks import problem
 from potstill.errors import ModelError
 from potstill.knowledge import Knowledge, Needs, Observer, describe
-from potstill.knowledge.architectures import cast, layers_of
-from potstill.knowledge.taps import check_attention_maps
+from potstill.knowledge.architectures import cast
+from potstill.knowledge.taps import check_needs
 from potstill.objective import BoundObjective, Objective, Parts, Scene
 from potstill.projectors import projector
 from potstill.tasks.base import Task
@@ -89,11 +89,10 @@ class Distiller(Member):
         self.combination = combination
         self.peers = nn.ModuleList(Member(*pair, rows) for pair in zip(peers, bound[1:], strict=True))
         asked = {name: model for name, model in teachers.items() if bound[0].asked(name)}
-        for model in (*members, *teachers.values()):
-            if any(term.pairs for term in self.objective.terms):
-                layers_of(model)  # refuses a family whose layers aren't known
-            if any(term.kind in ("attention", "scores") for term in self.objective.terms):
-                check_attention_maps(model)
+        for model in members:
+            check_needs(model, self.objective.needs("student"))
+        for name, model in asked.items():
+            check_needs(model, self.objective.needs("teacher", name))
         routed = Needs(logits=combination is not None and combination.confident)
         held = {}
         for name, model in asked.items():
