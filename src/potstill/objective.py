@@ -135,16 +135,19 @@ class BoundObjective:
     def projections(self) -> dict[str, tuple[str, int, int]]:
         """Name -> (kind, student width, teacher width) of every projection that must be trained beside the student."""
         return {
-            term.module_name(pair): (term.project, self.student.width, self.teachers[term.source].width)
+            term.module_name(pair): (term.project, *self._widths(term, pair))
             for term in self.terms
             if term.project
             for pair in term.pairs
         }
 
+    def _widths(self, term: BoundTerm, pair: tuple[int, int]) -> tuple[int, int]:
+        return self.student.width_at(pair[0]), self.teachers[term.source].width_at(pair[1])
+
     def memories(self) -> dict[str, tuple[BoundTerm, tuple[int, int]]]:
         """Name -> (term, widths of student and teacher) of every memory that must be kept beside the student."""
         return {
-            term.module_name(pair): (term, (self.student.width, self.teachers[term.source].width))
+            term.module_name(pair): (term, self._widths(term, pair))
             for term in self.terms
             if term.memory is not None
             for pair in term.pairs

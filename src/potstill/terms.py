@@ -200,7 +200,7 @@ def bind_term(
         pairs = _pairs(term, loss, student, shape)
         if pairs:
             assert shape is not None
-            _check_heads(term, student, shape, options)
+            _check_heads(term, pairs, student, shape, options)
         found.append(
             BoundTerm(
                 name=name if len(sources) == 1 else f"{name} from {source}",
@@ -209,7 +209,7 @@ def bind_term(
                 pairs=pairs,
                 weight=schedule(term.weight),
                 temperature=_temperature(term, loss),
-                project=_projection(term, loss, student, shape),
+                project=_projection(term, loss, pairs, student, shape),
                 options=options,
                 scheduled=scheduled,
                 source=source,
@@ -340,14 +340,18 @@ def _pairs(term: Term, loss: Callable[..., Tensor], student: ModelShape, teacher
     return pairs
 
 
-def _projection(term: Term, loss: Callable[..., Tensor], student: ModelShape, teacher: ModelShape | None) -> str | None:
+def _projection(
+    term: Term, loss: Callable[..., Tensor], pairs: Pairs, student: ModelShape, teacher: ModelShape | None
+) -> str | None:
     if term.project not in (AUTO, "none", *PROJECTIONS):
         raise RecipeError(unknown_name("projection", term.project, (AUTO, "none", *PROJECTIONS)))
     if term.knowledge != "hidden" or teacher is None:
         if term.project in PROJECTIONS or term.share:
-            raise RecipeError(f"Only hidden states are projected, not {term.knowledge}. Remove the key.")
+            key = "project" if term.project in PROJECTIONS else "share"
+            raise RecipeError(f"Only hidden states are projected, not {term.knowledge}. Remove the key '{key}'.")
         return None
-    differs = student.width != teacher.width and loss.__name__ not in ANY_WIDTH
+    widths = {(student.width_at(ours), teacher.width_at(theirs)) for ours, theirs in pairs}
+    differs = loss.__name__ not in ANY_WIDTH and any(ours != theirs for ours, theirs in widths)
     if term.project == "none" and differs:
         raise RecipeError(
             problem(
@@ -356,14 +360,17 @@ def _projection(term: Term, loss: Callable[..., Tensor], student: ModelShape, te
                 do="Set project: linear",
             )
         )
-    if loss is losses.crd and term.project in PROJECTIONS:
-        raise RecipeError("'crd' has projections of its own, to the width of its memory. Remove the key 'project'.")
-    if term.project in PROJECTIONS:
-        return term.project
-    return LINEAR if differs and term.project == AUTO else None
+    if loss is losses.crd and (term.project in PROJECTIONS or term.share):
+        raise RecipeError("'crd' has projections of its own, to the width of its memory. Remove the key.")
+    kind = term.project if term.project in PROJECTIONS else LINEAR if differs and term.project == AUTO else None
+    if kind and term.share and len(widths) > 1:
+        raise RecipeError(f"One projection can't be shared by layers of different widths: {sorted(widths)}.")
+    return kind
 
 
-def _check_heads(term: Term, student: ModelShape, teacher: ModelShape, options: Mapping[str, Any]) -> None:
+def _check_heads(
+    term: Term, pairs: Pairs, student: ModelShape, teacher: ModelShape, options: Mapping[str, Any]
+) -> None:
     heads = options.get("heads")
     if heads and any(shape.width % heads for shape in (student, teacher)):
         raise RecipeError(
@@ -372,8 +379,9 @@ def _check_heads(term: Term, student: ModelShape, teacher: ModelShape, options: 
                 given=f"heads {heads}, widths: student {student.width}, teacher {teacher.width}",
             )
         )
-    reduced = options.get("reduce_heads", "none") != "none"
-    if term.knowledge == "hidden" or student.heads == teacher.heads or heads or reduced:
+    if term.knowledge == "hidden" or heads or options.get("reduce_heads", "none") != "none":
+        return
+    if all(student.heads_at(ours) == teacher.heads_at(theirs) for ours, theirs in pairs):
         return
     way = (
         "Give 'heads' (relation heads, a divisor of both widths, such as 12), which regroups both sides"
