@@ -29,6 +29,7 @@ ORDER = (
     "transport",
     "knowledge",
     "projectors",
+    "contrast",
     "objective",
     "students",
     "augment",

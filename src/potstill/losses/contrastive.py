@@ -109,33 +109,32 @@ def crd(
     same_shape(student, teacher, caller="crd", hint="Each model has an embedding head of its own, to one width")
     _require_banks(student, student_bank, teacher_bank, candidates)
     student, teacher, valid = vectors_and_mask(student, teacher, mask, letters=_ROWS, caller="crd")
-    with full_precision(student):
-        logits = torch.stack(
-            [
-                _scores(vectors, bank, candidates) / temperature
-                for vectors, bank in ((student, teacher_bank), (teacher, student_bank))
-            ]
-        )
+    pairs = ((student, teacher_bank), (teacher, student_bank))
+    logits = torch.stack([bank_logits(vectors, bank, candidates, temperature) for vectors, bank in pairs])
     rows = student_bank.shape[0]
-    log_constants = log_mean_constants(logits, valid, rows) if constants is None else constants.to(logits.dtype).log()
+    normalisers = log_constants(logits.detach(), rows, valid) if constants is None else constants.to(logits.dtype).log()
     # The log-odds of "from the data" against "noise": K draws from 1/N each.
     negatives = candidates.shape[1] - 1
-    odds = logits - log_constants[:, None, None] - math.log(negatives / rows)
+    odds = logits - normalisers[:, None, None] - math.log(negatives / rows)
     values = functional.softplus(-odds[..., 0]) + functional.softplus(odds[..., 1:]).sum(-1)
     return zeroed(values.sum(0), valid)
 
 
-def log_mean_constants(logits: Tensor, valid: Tensor, rows: int) -> Tensor:
+def bank_logits(vectors: Tensor, bank: Tensor, candidates: Tensor, temperature: float) -> Tensor:
+    """Each row's direction times its candidates in the bank, over the temperature, [B, 1 + K]."""
+    with full_precision(vectors):
+        scores = directions(vectors) @ bank.detach().to(vectors.dtype).transpose(0, 1)
+    return scores.gather(1, candidates.long()) / temperature
+
+
+def log_constants(logits: Tensor, rows: int, valid: Tensor | None = None) -> Tensor:
     """log Z of both models, [2]: N times the mean of exp over the candidates of rows that count, from [2, B, 1 + K]."""
-    scores = logits.detach().masked_fill(~valid[None, :, None], -math.inf).flatten(1)
+    if valid is None:
+        valid = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+    scores = logits.masked_fill(~valid[None, :, None], -math.inf).flatten(1)
     count = (valid.sum() * logits.shape[-1]).clamp(min=1)
     found = scores.logsumexp(-1) - count.log() + math.log(rows)
     return torch.where(valid.any(), found, torch.zeros_like(found))
-
-
-def _scores(vectors: Tensor, bank: Tensor, candidates: Tensor) -> Tensor:
-    """The product of each row's direction with its candidates in the bank, [B, 1 + K]."""
-    return (directions(vectors) @ bank.detach().to(vectors.dtype).transpose(0, 1)).gather(1, candidates.long())
 
 
 def _require_banks(student: Tensor, student_bank: Tensor, teacher_bank: Tensor, candidates: Tensor) -> None:
