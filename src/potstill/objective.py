@@ -290,7 +290,9 @@ def _loss(term: Term, defaults: Defaults) -> Callable[..., Tensor]:
     loss = term.loss or usual or getattr(defaults, term.knowledge)
     if callable(loss):
         return loss
-    fitting = [n for n in losses.__all__ if getattr(losses, n).__module__ == f"{losses.__name__}.{family}"]
+    families = ("divergence", "bounded", "logits") if family == "logits" else (family,)
+    modules = {f"{losses.__name__}.{name}" for name in families}
+    fitting = [n for n in losses.__all__ if getattr(losses, n).__module__ in modules]
     if loss not in fitting:
         raise RecipeError(unknown_name(f"loss for {term.knowledge}", loss, fitting))
     if loss in defaults.refused:
