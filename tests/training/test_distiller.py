@@ -105,13 +105,13 @@ def test_what_does_not_fit_is_refused_before_training():
 
 
 def test_an_unknown_family_is_refused_before_training():
-    from transformers import MobileBertConfig, MobileBertForSequenceClassification
+    from transformers import AlbertConfig, AlbertForSequenceClassification
 
     sizes = {"num_hidden_layers": 2, "hidden_size": 32, "embedding_size": 32, "num_attention_heads": 4}
     teacher, student = tiny_model(layers=2), None
-    config = MobileBertConfig(vocab_size=teacher.config.vocab_size, **sizes)
-    student = MobileBertForSequenceClassification(config)
-    with pytest.raises(ModelError, match="mobilebert"):
+    config = AlbertConfig(vocab_size=teacher.config.vocab_size, **sizes)
+    student = AlbertForSequenceClassification(config)
+    with pytest.raises(ModelError, match="albert"):
         Distiller(student, Objective([Term("hidden")]), TASK, teacher)
     assert Distiller(student, Objective([Term("logits")]), TASK, teacher)(batch()).total.isfinite()
 
