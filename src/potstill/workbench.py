@@ -20,7 +20,7 @@ from potstill.data.rows import in_order, joined, routed, standard_columns, unlab
 from potstill.errors import DataError, ModelError, RunFolderError
 from potstill.knowledge.architectures import describe, longest_input
 from potstill.objective import BoundObjective, Objective
-from potstill.recipe import FurtherTeacherSection, Recipe, SourceSection, StageSection, StudentSection
+from potstill.recipe import FurtherTeacherSection, Recipe, SourceSection, StageSection, StudentSection, TeacherSection
 from potstill.students import build_student
 from potstill.tasks import TextClassification, load_tokenizer
 from potstill.tasks.base import LoadedModel, bars_on_a_terminal, quiet_transformers
@@ -216,7 +216,7 @@ def load_teacher(
 ) -> PreTrainedModel:
     """The teacher, or another one, as it was trained here, or as it was given; a new head is refused unless the recipe
     trains it."""
-    section = other or bench.recipe.teacher
+    section: TeacherSection | FurtherTeacherSection = other or bench.recipe.teacher
     path = bench.teacher_path if other is None else model_path(other.model)
     if other is not None and trained is None:
         _same_tokenizer(bench, path, f"The teacher '{other.name}'")
