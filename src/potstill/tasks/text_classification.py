@@ -10,10 +10,12 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from potstill.objective import Defaults
+from potstill import losses
 from potstill.tasks.base import Batch, LoadedModel, bars_on_a_terminal, load_pretrained
+from potstill.terms import Defaults
 
 IGNORED = -100
+NUMBERS = ("row", "teacher")  # of the row in the data set, for a memory; of the teacher that it is routed to
 PROBLEM_TYPES: dict[str, Any] = {
     "single_label": "single_label_classification",
     "multi_label": "multi_label_classification",
@@ -21,6 +23,14 @@ PROBLEM_TYPES: dict[str, Any] = {
 }
 _NOT_SOFTMAX = "it normalises over the classes, which are independent here. Use binary_kl_divergence or logit_mse."
 _NO_CLASSES = "a number has no classes to normalise over. Use logit_mse."
+_OF_CLASSES = [
+    name
+    for name in losses.__all__
+    if getattr(losses, name).__module__.rpartition(".")[2] in ("divergence", "bounded", "logits")
+    and name not in ("binary_kl_divergence", "logit_mse")
+]
+"""The losses of logits that take them for one distribution over the classes."""
+
 DEFAULTS = {
     "single_label": Defaults(
         "cross_entropy",
@@ -35,7 +45,7 @@ DEFAULTS = {
         "binary_cross_entropy",
         "binary_kl_divergence",
         {
-            "kl_divergence": _NOT_SOFTMAX,
+            **dict.fromkeys([*_OF_CLASSES, "shift"], _NOT_SOFTMAX),
             "cross_entropy": "a row may have several classes. Use binary_cross_entropy.",
             "squared_error": "labels are classes, not numbers. Use binary_cross_entropy.",
         },
@@ -44,8 +54,7 @@ DEFAULTS = {
         "squared_error",
         "logit_mse",
         {
-            "kl_divergence": _NO_CLASSES,
-            "binary_kl_divergence": _NO_CLASSES,
+            **dict.fromkeys([*_OF_CLASSES, "shift", "binary_kl_divergence"], _NO_CLASSES),
             "cross_entropy": "labels are numbers, not classes. Use squared_error.",
             "binary_cross_entropy": "labels are numbers, not classes. Use squared_error.",
         },
@@ -91,7 +100,7 @@ class TextClassification:
             encoded.pop("attention_mask", None)  # all ones; the collator makes it from the lengths
             return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
 
-        drop = [name for name in rows.column_names if name != "labels"]
+        drop = [name for name in rows.column_names if name not in ("labels", *NUMBERS)]
         with bars_on_a_terminal():
             return rows.map(tokens, batched=True, remove_columns=drop, desc="encoding")
 
@@ -145,4 +154,7 @@ class TextCollator:
         if "labels" in rows[0]:
             dtype = torch.long if self.problem == "single_label" else torch.float32
             batch["labels"] = torch.tensor([row["labels"] for row in rows], dtype=dtype)
+        for name in NUMBERS:
+            if name in rows[0]:
+                batch[name] = torch.tensor([row[name] for row in rows], dtype=torch.long)
         return batch
