@@ -62,7 +62,7 @@ def cells(recipe: Recipe, combinations: Sequence[Choices], rows: Rows, *, own_se
     plain: dict[str, Cell] = {}
     found: list[Cell] = []
     problems: list[str] = []
-    titles = [title(chosen) for chosen in combinations]
+    titles = [_title(recipe, chosen) for chosen in combinations]
     for chosen, name in zip(combinations, titles, strict=True):
         try:
             base = load_recipe(recipe, [override(k, v) for k, v in chosen.items() if not _of_the_method(k)])
@@ -110,6 +110,11 @@ def shares(total: int, weights: Sequence[float]) -> list[int]:
     return found
 
 
+def _title(recipe: Recipe, chosen: Choices) -> str:
+    """A variant's title, in which the recipe's own method goes by the recipe's name."""
+    return title({**chosen, DISTILL: recipe.name} if chosen.get(DISTILL) == OWN else chosen)
+
+
 def _other_steps(steps: int, wanted: int) -> str:
     return problem(
         "The variant would take another number of optimiser steps than the plain student",
@@ -146,7 +151,7 @@ def _plain_recipe(base: Recipe) -> Recipe:
 
 def _variant(base: Recipe, chosen: Choices, rows: int, own_settings: bool) -> Recipe:
     """The recipe of one variant: the method that was chosen, then the keys of it that were."""
-    data = _bare(base, slug(title(chosen)))
+    data = _bare(base, slug(_title(base, chosen)))
     if DISTILL in chosen:
         data |= _method(base, chosen[DISTILL], rows, own_settings)
     return load_recipe(data, [override(k, v) for k, v in chosen.items() if _of_the_method(k) and k != DISTILL])
@@ -162,7 +167,7 @@ def _method(base: Recipe, name: Any, rows: int, own_settings: bool) -> dict[str,
         raise RecipeError(
             problem(
                 f"The recipe '{name}' has further teachers, and a comparison keeps the teachers of the recipe compared",
-                do="Write teacher.others in that recipe, or leave this one out",
+                do="Write teacher.others into the recipe compared, or leave this one out",
             )
         )
     kept = {key: sections[key] for key in WHOLE_METHODS if key in sections}
