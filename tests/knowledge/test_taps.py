@@ -446,6 +446,14 @@ def test_maps_of_a_fused_kernel_are_refused(family):
     assert hooks(model) == 0
 
 
+def test_a_stack_with_a_fused_kernel_of_its_own_is_refused():
+    model = made("t5", attention="eager")
+    check_needs(model, all_of(model, maps=True))
+    model.decoder.config._attn_implementation = "sdpa"
+    with pytest.raises(ModelError, match="attn_implementation='sdpa'"):
+        check_needs(model, all_of(model, maps=True))
+
+
 @pytest.mark.parametrize(
     ("family", "asked", "message"),
     [
