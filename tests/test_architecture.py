@@ -26,8 +26,10 @@ ORDER = (
     "losses",
     "mappings",
     "schedules",
+    "transport",
     "knowledge",
     "projectors",
+    "contrast",
     "objective",
     "students",
     "augment",
@@ -63,6 +65,7 @@ NOTHING_BUT = {
     "losses": {"torch", "jaxtyping"},
     "mappings": {"torch", "jaxtyping"},
     "schedules": {"torch", "jaxtyping"},
+    "transport": {"torch", "jaxtyping", "numpy", "scipy"},
 }
 
 # These libraries may be imported only by those parts.

@@ -190,7 +190,7 @@ def _terms(objective: BoundObjective) -> tuple[PlannedTerm, ...]:
     found = []
     sizes = objective.projections()
     for term in objective.terms:
-        kinds = {sizes[term.projector_name(pair)] for pair in term.pairs} if term.project else set()
+        kinds = {sizes[term.module_name(pair)] for pair in term.pairs} if term.project else set()
         projection = ", ".join(f"{kind} {a} to {b}" for kind, a, b in sorted(kinds)) or None
         found.append(
             PlannedTerm(

@@ -5,7 +5,7 @@ Everything that can be wrong is found here, before anything is trained. `plan` s
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,18 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from potstill import export
 from potstill.checks import problem
 from potstill.data import load, prepare, samples
-from potstill.data.rows import in_order, joined, standard_columns, unlabelled_rows, with_labels
+from potstill.data.rows import in_order, joined, routed, standard_columns, unlabelled_rows, with_labels
 from potstill.errors import DataError, ModelError, RunFolderError
 from potstill.knowledge.architectures import describe, longest_input
 from potstill.objective import BoundObjective, Objective
-from potstill.recipe import Recipe, SourceSection
+from potstill.recipe import FurtherTeacherSection, Recipe, SourceSection, StageSection, StudentSection
 from potstill.students import build_student
 from potstill.tasks import TextClassification, load_tokenizer
 from potstill.tasks.base import LoadedModel, bars_on_a_terminal, quiet_transformers
+from potstill.terms import PEERS, TEACHER
+from potstill.training.combination import CONFIDENT
 from potstill.training.distiller import bind
+from potstill.training.freezing import parts as freezable
 
 TRAIN, VALIDATION, TEST, UNLABELLED = "train", "validation", "test", "unlabelled"
 SAMPLE_OF_TRAIN = 1000
@@ -68,7 +71,8 @@ class Workbench:
     @property
     def attention(self) -> str | None:
         """``eager`` where an objective asks for attention maps, which no fused kernel gives; else None, the default."""
-        asked = any(term.knowledge == "attention" for stage in self.recipe.distill for term in stage.terms)
+        stages = [*self.recipe.distill, *(stage for one in self.recipe.chain for stage in one.distill or ())]
+        asked = any(term.knowledge in ("attention", "scores") for stage in stages for term in stage.terms)
         return "eager" if asked else None
 
     def load(self, path: str | Path, *, as_shipped: bool = False) -> LoadedModel:
@@ -149,6 +153,9 @@ def _labelled(recipe: Recipe, teacher: str, say: Say) -> tuple[dict[str, Any], T
     prepare.check(found, columns, labels)
     for warning in load.overlap_warnings(found, columns):
         say(warning)
+    route = recipe.teacher.route
+    if route is not None and route != CONFIDENT:
+        found = routed(found, route, [TEACHER, *(other.name for other in recipe.teacher.others)])
     rows = standard_columns(prepare.encode_labels(found, columns, labels), columns)
     with bars_on_a_terminal():
         rows = {split: in_order(part, labels.names, task.names) for split, part in rows.items()}
@@ -204,13 +211,21 @@ def _in_teachers_order(
     return TextClassification(task.problem, tuple(by_folded[name.casefold()] for name in names))
 
 
-def load_teacher(bench: Workbench, trained: Path | None = None) -> PreTrainedModel:
-    """The teacher as it was trained here, or as it was given; a new head is refused unless the recipe trains it."""
-    loaded = bench.load(trained or bench.teacher_path)
-    if loaded.new_parameters and bench.recipe.teacher.train is None and trained is None:
+def load_teacher(
+    bench: Workbench, trained: Path | None = None, other: FurtherTeacherSection | None = None
+) -> PreTrainedModel:
+    """The teacher, or another one, as it was trained here, or as it was given; a new head is refused unless the recipe
+    trains it."""
+    section = other or bench.recipe.teacher
+    path = bench.teacher_path if other is None else model_path(other.model)
+    if other is not None and trained is None:
+        _same_tokenizer(bench, path, f"The teacher '{other.name}'")
+        _same_classes(bench, path, f"The teacher '{other.name}'")
+    loaded = bench.load(trained or path)
+    if loaded.new_parameters and section.train is None and trained is None:
         raise ModelError(
             problem(
-                f"The teacher '{bench.recipe.teacher.model}' has a newly initialised head",
+                f"The teacher '{section.model}' has a newly initialised head",
                 given=", ".join(loaded.new_parameters[:4]),
                 follows="Its answers would be random, and the student would learn them",
                 do="Train it here, with teacher: {train: {epochs: 2}}, or give a model that was trained for this task",
@@ -219,9 +234,14 @@ def load_teacher(bench: Workbench, trained: Path | None = None) -> PreTrainedMod
     return loaded.model
 
 
-def start_student(bench: Workbench, source: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """The student as it starts: a cut of `source`, a model of its config, or a checkpoint of its own."""
-    section = bench.recipe.student
+def start_student(
+    bench: Workbench, source: PreTrainedModel, seed: int, section: StudentSection | None = None
+) -> PreTrainedModel:
+    """The student as it starts: a cut of `source`, a model of its config, or a checkpoint of its own.
+
+    `section` describes another student than the recipe's: an assistant, or one that learns along.
+    """
+    section = section or bench.recipe.student
     if section.origin == "checkpoint":
         assert section.model is not None
         path = model_path(section.model)
@@ -234,9 +254,9 @@ def start_student(bench: Workbench, source: PreTrainedModel, seed: int) -> PreTr
     return build_student(source, layers=section.layers, rule=section.rule, config=section.config, seed=seed)
 
 
-def _same_classes(bench: Workbench, student: str) -> None:
-    """Refuse a checkpoint whose head was trained for other classes, or for these in another order."""
-    names = _head_names(student, bench.recipe.teacher.trust_remote_code)
+def _same_classes(bench: Workbench, path: str, whose: str = "The student's checkpoint") -> None:
+    """Refuse a model whose head was trained for other classes, or for these in another order."""
+    names = _head_names(path, bench.recipe.teacher.trust_remote_code)
     wanted = list(bench.task.names)
     generic = names is None or all(name.upper().startswith("LABEL_") for name in names)
     if bench.task.problem == "regression" or generic or _lowered(names) == _lowered(wanted):
@@ -268,17 +288,17 @@ def _head_names(path: str, trust_remote_code: bool) -> list[str] | None:
     return [str(config.id2label[number]) for number in sorted(config.id2label)]
 
 
-def _same_tokenizer(bench: Workbench, student: str) -> None:
+def _same_tokenizer(bench: Workbench, path: str, whose: str = "The student") -> None:
     trust = bench.recipe.teacher.trust_remote_code
-    ours, theirs = load_tokenizer(student, trust_remote_code=trust).get_vocab(), bench.tokenizer.get_vocab()
+    ours, theirs = load_tokenizer(path, trust_remote_code=trust).get_vocab(), bench.tokenizer.get_vocab()
     if ours != theirs:
         differing = sum(theirs.get(token) != number for token, number in ours.items())
         raise ModelError(
             problem(
-                "Teacher and student have different tokenizers",
-                given=f"student {len(ours)} tokens, teacher {len(theirs)}, {differing} with another id or none",
+                f"{whose} has another tokenizer than the teacher",
+                given=f"{len(ours)} tokens, the teacher {len(theirs)}, {differing} with another id or none",
                 follows="The same text becomes other ids for each, and nothing of one fits the other",
-                do="Use a student with the teacher's tokenizer, or build it from the teacher",
+                do="Use a model with the teacher's tokenizer, or build the student from the teacher",
             )
         )
 
@@ -288,20 +308,53 @@ class Preflight:
     """What will be trained, found without training: for the plan, and so that errors come first."""
 
     teacher: PreTrainedModel
+    others: dict[str, PreTrainedModel]
     student: PreTrainedModel
     stages: tuple[BoundObjective, ...]
 
+    @property
+    def teachers(self) -> dict[str, PreTrainedModel]:
+        """All that teach the first in the chain, by name."""
+        return {TEACHER: self.teacher, **self.others}
+
 
 def preflight(bench: Workbench, trained: Path | None = None) -> Preflight:
-    """Load the teacher, build the student and bind every objective, so that whatever doesn't fit is said now."""
-    if bench.recipe.export.formats:
+    """Load the teachers, build the students and bind every objective, so that whatever doesn't fit is said now."""
+    recipe = bench.recipe
+    if recipe.export.formats:
         export.require_packages()
     teacher = load_teacher(bench, trained)
-    student = start_student(bench, teacher, bench.recipe.seed)
-    for name, model in (("teacher", teacher), ("student", student)):
+    others = {other.name: load_teacher(bench, other=other) for other in recipe.teacher.others}
+    taught_by: dict[str, PreTrainedModel] = {TEACHER: teacher, **others}
+    for name, model in taught_by.items():
         _require_positions(bench, name, model)
-    stages = tuple(bind(stage.objective(), student, bench.task, teacher) for stage in bench.recipe.distill)
-    return Preflight(teacher, student, stages)
+    for assistant in recipe.chain:
+        made = start_student(bench, teacher, recipe.seed, assistant.student)
+        _bind_stages(bench, assistant.distill or recipe.distill, made, taught_by)
+        taught_by = {TEACHER: made}
+    student = start_student(bench, teacher, recipe.seed)
+    _require_positions(bench, "student", student)
+    stages = _bind_stages(bench, recipe.distill, student, taught_by)
+    return Preflight(teacher, others, student, stages)
+
+
+def _bind_stages(
+    bench: Workbench,
+    stages: Sequence[StageSection],
+    student: PreTrainedModel,
+    teachers: Mapping[str, PreTrainedModel],
+) -> tuple[BoundObjective, ...]:
+    """The objectives of stages bound to a student and its teachers, with the peers that learn along."""
+    source, found = teachers[TEACHER], []
+    for stage in stages:
+        if stage.freeze:
+            freezable(student, stage.freeze)
+        peers = {
+            f"{PEERS} {number}": start_student(bench, source, bench.recipe.seed, section)
+            for number, section in enumerate(stage.mutual, 1)
+        }
+        found.append(bind(stage.objective(), student, bench.task, teachers, peers=peers))
+    return tuple(found)
 
 
 def _require_positions(bench: Workbench, name: str, model: PreTrainedModel) -> None:
@@ -336,8 +389,8 @@ def needed_bytes(found: Preflight, recipe: Recipe) -> int:
     """About the bytes that a run writes: two checkpoints of the largest (weights, moments), and every model kept."""
     sizes = [4 * sum(p.numel() for p in model.parameters()) for model in (found.teacher, found.student)]
     teacher, student = sizes
-    trained = teacher if recipe.teacher.train is not None else 0
-    runs = recipe.evaluate.seeds * (1 + 2 * recipe.evaluate.baseline)
+    trained = teacher * sum(one.train is not None for one in (recipe.teacher, *recipe.teacher.others))
+    runs = recipe.evaluate.seeds * (1 + len(recipe.chain) + 2 * recipe.evaluate.baseline)
     return 6 * max(trained, student) + trained + runs * student + 2 * student
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from potstill.errors import ShapeError
+from potstill.errors import ArgumentError, ShapeError
 from potstill.losses import attention_kl, attention_mse
 from potstill.losses.attention import FLOOR
 
@@ -35,3 +35,17 @@ def test_mse_averages_over_valid_keys() -> None:
 def test_other_heads_are_sent_to_relations(loss) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ShapeError, match=r"\(1, 2, 3, 3\).*\(1, 4, 3, 3\).*relation_kl"):
         loss(torch.zeros(1, 2, 3, 3), torch.zeros(1, 4, 3, 3))
+
+
+def test_heads_reduced() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, h, 3, 3, generator=generator).softmax(-1) for h in (2, 4))
+    for name in ("sum", "mean"):
+        difference = getattr(student, name)(1) - getattr(teacher, name)(1)
+        torch.testing.assert_close(attention_mse(student, teacher, reduce_heads=name), difference.square().mean(-1))
+    one = attention_kl(student.mean(1, keepdim=True), teacher.mean(1, keepdim=True))
+    torch.testing.assert_close(attention_kl(student, teacher, reduce_heads="mean"), one)
+    with pytest.raises(ArgumentError, match=r"distributions.*reduce_heads: mean"):
+        attention_kl(student, teacher, reduce_heads="sum")
+    with pytest.raises(ArgumentError, match="Unknown reduce_heads of attention_mse 'max'"):
+        attention_mse(student, teacher, reduce_heads="max")

@@ -2,6 +2,6 @@
 
 from potstill.knowledge.architectures import ModelShape, architecture, describe
 from potstill.knowledge.observe import Observer, inputs_for, observe
-from potstill.knowledge.types import Knowledge, Needs
+from potstill.knowledge.types import Knowledge, Layer, Needs
 
-__all__ = ["Knowledge", "ModelShape", "Needs", "Observer", "architecture", "describe", "inputs_for", "observe"]
+__all__ = ["Knowledge", "Layer", "ModelShape", "Needs", "Observer", "architecture", "describe", "inputs_for", "observe"]

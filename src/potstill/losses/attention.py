@@ -3,17 +3,17 @@
 Decisions:
 - A mean over valid keys, not over all: with all, the same sentence would lose less in a longer batch.
 - Maps come from a model with eager attention and without attention dropout, or the rows don't sum to 1.
-- Heads are paired by number, so both need as many; `relation_kl` regroups them.
+- Heads are paired by number, unless `reduce_heads` makes one map of them; `relation_kl` regroups them.
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from potstill.checks import problem, same_shape
-from potstill.errors import ShapeError
-from potstill.losses._inputs import at_least_float32, require_axes
-from potstill.reduce import Mask, position_mask
+from potstill.checks import problem
+from potstill.errors import ArgumentError
+from potstill.losses._inputs import at_least_float32
+from potstill.losses._maps import map_positions, pairs, reduced_heads
+from potstill.reduce import Mask
 
 FLOOR = 1e-12
 """The least probability inside a logarithm: a key that the student rules out costs 28 nats, not infinity."""
@@ -24,6 +24,7 @@ def attention_mse(
     teacher: Float[Tensor, "B_t H_t S_t S_t"],
     *,
     mask: Mask | None = None,
+    reduce_heads: str = "none",
 ) -> Float[Tensor, "B S"]:
     """Mean squared difference of two attention maps, over heads and valid keys.
 
@@ -31,14 +32,17 @@ def attention_mse(
 
     Args:
         student: attention probabilities, [B, H, S, S], queries before keys.
-        teacher: attention probabilities, [B, H, S, S].
+        teacher: attention probabilities, [B, H_t, S, S].
         mask: [B, S], true where a position counts, as query and as key.
+        reduce_heads: ``none`` pairs heads by number; ``sum`` or ``mean`` compares one map, of all heads together, and
+            lets the numbers of heads differ. Sums of other numbers of heads can't be equal: each row sums to H and H_t.
 
     Returns:
         One value a query position, [B, S].
 
     Raises:
-        ShapeError: different shapes, different numbers of heads among them.
+        ShapeError: different shapes; different numbers of heads without `reduce_heads`.
+        ArgumentError: an unknown `reduce_heads`.
 
     References:
         Jiao, Yin, Shang, Jiang, Chen, Li, Wang, Liu: TinyBERT: Distilling BERT for Natural Language Understanding,
@@ -46,11 +50,12 @@ def attention_mse(
 
     Prefer `attention_kl` in general: most probabilities are small, so squared differences see only the few large ones.
     """
-    valid = _valid(student, teacher, mask, caller="attention_mse")
-    difference = at_least_float32(student) - at_least_float32(teacher)
+    valid = map_positions(student, teacher, mask, reduce_heads, caller="attention_mse")
+    student, teacher = (reduced_heads(at_least_float32(maps), reduce_heads) for maps in (student, teacher))
+    difference = student - teacher
     if valid is None:
         return difference.square().mean(dim=(1, 3))
-    difference = difference.masked_fill(~_pairs(valid), 0.0)
+    difference = difference.masked_fill(~pairs(valid), 0.0)
     keys = valid.sum(-1, keepdim=True).clamp(min=1)
     return difference.square().sum(-1).mean(1) / keys
 
@@ -60,6 +65,7 @@ def attention_kl(
     teacher: Float[Tensor, "B_t H_t S_t S_t"],
     *,
     mask: Mask | None = None,
+    reduce_heads: str = "none",
 ) -> Float[Tensor, "B S"]:
     """Divergence of the student's attention from the teacher's, in nats, averaged over heads.
 
@@ -68,14 +74,17 @@ def attention_kl(
 
     Args:
         student: attention probabilities, [B, H, S, S], queries before keys, each row summing to 1 over valid keys.
-        teacher: attention probabilities, [B, H, S, S], likewise.
+        teacher: attention probabilities, [B, H_t, S, S], likewise.
         mask: [B, S], true where a position counts, as query and as key.
+        reduce_heads: ``none`` pairs heads by number; ``mean`` compares their mean, which is a distribution too, and
+            lets the numbers of heads differ. ``sum`` is refused: it is no distribution.
 
     Returns:
         One value a query position, [B, S]: 0 where both maps are equal. Below the floor the student gets no gradient.
 
     Raises:
-        ShapeError: different shapes, different numbers of heads among them.
+        ShapeError: different shapes; different numbers of heads without `reduce_heads`.
+        ArgumentError: an unknown `reduce_heads`, or ``sum``.
 
     References:
         Wang, Wei, Dong, Bao, Yang, Zhou: MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression of
@@ -85,38 +94,20 @@ def attention_kl(
 
     Prefer `relation_kl` on queries and keys where heads differ in number, or where fused attention should stay.
     """
-    valid = _valid(student, teacher, mask, caller="attention_kl")
+    if reduce_heads == "sum":
+        raise ArgumentError(
+            problem(
+                "attention_kl compares distributions, and a sum of heads is none: it sums to their number",
+                given="reduce_heads: sum",
+                do="Take reduce_heads: mean",
+            )
+        )
+    valid = map_positions(student, teacher, mask, reduce_heads, caller="attention_kl")
     student, teacher = at_least_float32(student), at_least_float32(teacher)
     if valid is not None:
-        outside = ~_pairs(valid)
+        outside = ~pairs(valid)
         student, teacher = student.masked_fill(outside, 0.0), teacher.masked_fill(outside, 0.0)
+    student, teacher = reduced_heads(student, reduce_heads), reduced_heads(teacher, reduce_heads)
     # The floor is on both sides, so that equal maps give exactly 0 below it too.
     log_ratio = teacher.clamp(min=FLOOR).log() - student.clamp(min=FLOOR).log()
     return (teacher * log_ratio).sum(-1).mean(1)
-
-
-def _valid(student: Tensor, teacher: Tensor, mask: Mask | None, *, caller: str) -> Tensor | None:
-    require_axes(student, teacher, axes=4, letters="[B, H, S, S]", caller=caller)
-    heads, heads_t = student.shape[1], teacher.shape[1]
-    if heads != heads_t:
-        raise ShapeError(
-            problem(
-                f"{caller} pairs heads by their number, so student and teacher need as many",
-                given=f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}: {heads} and {heads_t} heads",
-                do="Take relation_kl on queries and keys with `heads`, which regroups them",
-            )
-        )
-    same_shape(student, teacher, caller=caller, hint="Both need the same inputs, padded to the same length")
-    if student.shape[-1] != student.shape[-2]:
-        raise ShapeError(
-            problem(
-                f"{caller} takes self-attention, with as many keys as queries",
-                given=f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}",
-            )
-        )
-    return position_mask(mask, torch.Size((student.shape[0], student.shape[-1])), caller=caller)
-
-
-def _pairs(valid: Tensor) -> Tensor:
-    """True where query and key both count, [B, 1, S, S], from [B, S]."""
-    return valid[:, None, :, None] & valid[:, None, None, :]

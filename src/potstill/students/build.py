@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from potstill.checks import problem, unknown_name
 from potstill.errors import ModelError
-from potstill.knowledge.architectures import cast, describe
+from potstill.knowledge.architectures import cast, layers_of
 from potstill.mappings import selection
 from potstill.students.layers import cut_layers
 
@@ -51,7 +51,7 @@ def build_student(
         )
     if config is not None:
         return _from_config(teacher, config, seed)
-    total = describe(teacher).layers
+    total = len(layers_of(teacher))
     return cut_layers(teacher, selection(total if layers is None else layers, total, rule=rule))
 
 

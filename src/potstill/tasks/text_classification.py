@@ -14,6 +14,7 @@ from potstill.objective import Defaults
 from potstill.tasks.base import Batch, LoadedModel, bars_on_a_terminal, load_pretrained
 
 IGNORED = -100
+NUMBERS = ("row", "teacher")  # of the row in the data set, for a memory; of the teacher that it is routed to
 PROBLEM_TYPES: dict[str, Any] = {
     "single_label": "single_label_classification",
     "multi_label": "multi_label_classification",
@@ -91,7 +92,7 @@ class TextClassification:
             encoded.pop("attention_mask", None)  # all ones; the collator makes it from the lengths
             return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
 
-        drop = [name for name in rows.column_names if name != "labels"]
+        drop = [name for name in rows.column_names if name not in ("labels", *NUMBERS)]
         with bars_on_a_terminal():
             return rows.map(tokens, batched=True, remove_columns=drop, desc="encoding")
 
@@ -145,4 +146,7 @@ class TextCollator:
         if "labels" in rows[0]:
             dtype = torch.long if self.problem == "single_label" else torch.float32
             batch["labels"] = torch.tensor([row["labels"] for row in rows], dtype=dtype)
+        for name in NUMBERS:
+            if name in rows[0]:
+                batch[name] = torch.tensor([row[name] for row in rows], dtype=torch.long)
         return batch
