@@ -41,10 +41,17 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A cut vocabulary: its tokenizer, and the old id of each of its tokens, in the order of their new ids."""
+    """A cut vocabulary.
+
+    Args:
+        tokenizer: the one that knows it.
+        kept: the old id of each of its tokens, in the order of their new ids.
+        before: the tokenizer that it was cut from.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     kept: tuple[int, ...]
+    before: PreTrainedTokenizerBase
 
     @property
     def new_ids(self) -> dict[int, int]:
@@ -91,7 +98,7 @@ def cut_tokenizer(
                 do="Leave out vocabulary, or use a model whose folder has a tokenizer.json",
             )
         )
-    data = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    data = json.loads(tokenizer.backend_tokenizer.to_str())
     ids: dict[str, int] = {**_model_ids(data["model"]), **{t["content"]: int(t["id"]) for t in data["added_tokens"]}}
     counts = _counts(tokenizer, texts, max(ids.values()) + 1)
     pad = tokenizer.pad_token_id
@@ -101,7 +108,7 @@ def cut_tokenizer(
     kept = _needed(data["model"], used)
     outside = {token for token in kept if token not in _model_ids(data["model"])}  # these come after all others
     order = sorted(kept, key=lambda token: (token in outside, ids[token]))
-    made = Vocabulary(_rewritten(tokenizer, data, order), tuple(ids[token] for token in order))
+    made = Vocabulary(_rewritten(tokenizer, data, order), tuple(ids[token] for token in order), tokenizer)
     if minimum_count == 1:
         _require_same_tokens(tokenizer, made.tokenizer, texts)
     return made

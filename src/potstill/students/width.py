@@ -4,8 +4,8 @@ The least important channels of the residual stream, neurons of the feed-forward
 removed. What is kept has the very weights that it had, in the same order, so that a cut that removes nothing changes
 nothing. Decisions held here:
 
-- Channels are the same in all layers, since one residual stream runs through them; neurons and heads are chosen layer by
-  layer (heads together where all layers share a bias for each, as in MPNet).
+- Channels are the same in all layers, since one residual stream runs through them; neurons and heads are chosen in each
+  layer by itself (heads together where all layers share a bias for each, as in MPNet).
 - The size of a head stays. Where the config has no field for it, it is hidden / heads, and both are cut by one factor.
 - Heads that share keys and values stay together, so whole groups are cut.
 """
@@ -26,8 +26,8 @@ from potstill.knowledge import inputs_for
 from potstill.knowledge.architectures import cast, layer_prefix, layers_of
 from potstill.students.axes import GROUPS, HEAD, HEADS, HIDDEN, INNER, NORM, WHOLE, Axes, Widths, widths_of
 
-#: (axis, layer) -> importance of each channel, neuron or head; the channels are of no layer.
-Importance = dict[tuple[str, int | None], Tensor]
+#: (axis, layer) -> a value of each channel, neuron or head; the channels are of no layer.
+ByAxis = dict[tuple[str, int | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -186,10 +186,10 @@ def _selected(tensor: Tensor, kept: Mapping[tuple[str, int | None], Tensor], axe
     return tensor
 
 
-def _kept(importance: Importance, table: Widths, old: Sizes, new: Sizes) -> dict[tuple[str, int | None], Tensor]:
+def _kept(importance: ByAxis, table: Widths, old: Sizes, new: Sizes) -> ByAxis:
     """What is kept of each axis, as ascending numbers of the entries of a parameter along it."""
     entries = torch.arange(old.head_size)
-    found = {(HIDDEN, None): _largest(importance[HIDDEN, None], new.hidden)}
+    found: ByAxis = {(HIDDEN, None): _largest(importance[HIDDEN, None], new.hidden)}
     by_layer = [value for (axis, _), value in importance.items() if axis == HEADS]
     together = torch.stack(by_layer).sum(0) if by_layer else torch.zeros(old.heads)
     for (axis, layer), value in importance.items():
@@ -209,9 +209,9 @@ def _largest(values: Tensor, number: int) -> Tensor:
     return torch.sort(values, descending=True, stable=True).indices[:number].sort().values
 
 
-def _weights(model: PreTrainedModel, table: Widths, old: Sizes) -> Importance:
+def _weights(model: PreTrainedModel, table: Widths, old: Sizes) -> ByAxis:
     """The L2 norm of all weights that belong to a channel, a neuron or a head."""
-    squares: Importance = {}
+    squares: ByAxis = {}
 
     def add(key: tuple[str, int | None], values: Tensor) -> None:
         squares[key] = squares.get(key, torch.zeros_like(values)) + values
@@ -230,11 +230,9 @@ def _weights(model: PreTrainedModel, table: Widths, old: Sizes) -> Importance:
     return {key: values.sqrt() for key, values in squares.items()}
 
 
-def _activations(
-    model: PreTrainedModel, table: Widths, old: Sizes, batches: Iterable[Mapping[str, Tensor]]
-) -> Importance:
+def _activations(model: PreTrainedModel, table: Widths, old: Sizes, batches: Iterable[Mapping[str, Tensor]]) -> ByAxis:
     """The mean size of activations over the tokens of all batches that are not padding."""
-    found: Importance = {}
+    found: ByAxis = {}
     tokens = 0.0
     mask = torch.ones(0)
 
@@ -247,7 +245,8 @@ def _activations(
         return lambda _module, args: add(key, size(args[0]))
 
     def heads(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (old.heads, old.head_size)).float().norm(dim=-1)
+        norm: Tensor = torch.linalg.vector_norm(x.float().reshape(*x.shape[:-1], old.heads, old.head_size), dim=-1)
+        return norm
 
     was_training = model.training
     model.eval()  # type: ignore[no-untyped-call]
