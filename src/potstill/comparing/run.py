@@ -19,11 +19,12 @@ from potstill.errors import PotstillError, RecipeError
 from potstill.evaluation.predict import load_predictions
 from potstill.likeness import attention_pairs, measure_attention, why_no_maps
 from potstill.pipeline import RUNS, run
+from potstill.preflight import Preflight, load_teacher, preflight, start_student
 from potstill.progress import Progress, Silent, Step
 from potstill.recipe import Recipe, load_recipe
 from potstill.runs import RunFolder, digest, write_json
 from potstill.shipping import measure_cost
-from potstill.workbench import Preflight, Workbench, load_teacher, preflight, prepare_workbench, start_student
+from potstill.workbench import Workbench, prepare_workbench
 
 CELLS = "cells"
 
