@@ -7,7 +7,7 @@ from tiny import FAMILIES, tiny_batch, tiny_model
 from potstill.errors import RecipeError
 from potstill.knowledge import ModelShape, Needs, describe, observe
 from potstill.mappings import EMBEDDINGS
-from potstill.objective import KINDS, Defaults, Objective, Term, check_term
+from potstill.objective import KINDS, Defaults, Objective, Scene, Term, check_term
 from potstill.projectors import projector
 from potstill.students import build_student
 from potstill.tasks import TextClassification
@@ -30,7 +30,7 @@ def parts(terms, student, teacher, batch, **options):
     with torch.no_grad():
         theirs = observe(teacher, batch, bound.needs("teacher"))
     ours = observe(student, batch, bound.needs("student"))
-    return bound(ours, theirs, TASK.targets(batch), TASK.masks(batch), **options)
+    return bound(ours, theirs, Scene(TASK.targets(batch), TASK.masks(batch), **options))
 
 
 # ---- an exact copy

@@ -13,7 +13,7 @@ from tiny import save_folder, tiny_model, tiny_texts, tiny_tokenizer
 from tiny_runs import SHORT, Told, merged, tiny_recipe, tiny_teacher, write_csv, write_jsonl
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from potstill import pipeline
+from potstill import pipeline, school
 from potstill.errors import DataError, ExportError, ModelError, PotstillError, RecipeError, TrainingError
 from potstill.pipeline import Outcome, run
 
@@ -170,10 +170,10 @@ def test_attention_maps_make_both_models_eager(
     seen: list[str] = []
 
     def spy(model: Any, lesson: Any, *_: Any, **__: Any) -> None:
-        seen.extend([model.config._attn_implementation, lesson.teacher.config._attn_implementation])
+        seen.extend([model.config._attn_implementation, lesson.teacher["teacher"].config._attn_implementation])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "train", spy)
+    monkeypatch.setattr(school, "train", spy)
     made = {"distill": [{"terms": [{"knowledge": "attention"}], "train": SHORT}], "teacher": {"train": None}}
     recipe = tiny_recipe(tmp_path, made)
     save_named(Path(recipe["teacher"]["model"]))
@@ -188,7 +188,7 @@ def test_attention_maps_make_both_models_eager(
 def test_the_baseline_has_the_students_start_and_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     starts: list[tuple[str, dict[str, torch.Tensor]]] = []
     batches: dict[int, list[list[Any]]] = {}
-    whole_train = pipeline.train
+    whole_train = school.train
 
     def spy(model: Any, lesson: Any, settings: Any, folder: Path, **options: Any) -> Any:
         starts.append((folder.parent.parent.name, {k: v.clone() for k, v in model.state_dict().items()}))
@@ -208,7 +208,7 @@ def test_the_baseline_has_the_students_start_and_batches(tmp_path: Path, monkeyp
             patched.setattr(type(lesson.task), "collator", collate)
             return whole_train(model, lesson, settings, folder, **options)
 
-    monkeypatch.setattr(pipeline, "train", spy)
+    monkeypatch.setattr(school, "train", spy)
     stage = {
         "terms": [{"knowledge": "logits"}, {"knowledge": "hidden", "project": "linear"}],
         "train": {**SHORT, "steps": 10},
@@ -350,13 +350,13 @@ def test_every_form_runs_to_the_end_and_again(tmp_path: Path, form: str) -> None
 
 def test_unlabelled_rows_only_teach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    whole_train = pipeline.train
+    whole_train = school.train
 
     def spy(model: Any, lesson: Any, *rest: Any, **options: Any) -> Any:
         seen.append(len(lesson.rows))
         return whole_train(model, lesson, *rest, **options)
 
-    monkeypatch.setattr(pipeline, "train", spy)
+    monkeypatch.setattr(school, "train", spy)
     recipe = tiny_recipe(
         tmp_path, {**unlabelled(tmp_path), "evaluate": {"baseline": True, "pretrained_baseline": False}}
     )
@@ -418,7 +418,7 @@ def test_rows_without_a_label_are_left_out_of_the_numbers(tmp_path: Path) -> Non
 @pytest.fixture
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Runs the tiny recipe with changes; gives the message of the error that comes before training."""
-    monkeypatch.setattr(pipeline, "train", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr(school, "train", lambda *_, **__: pytest.fail("it trained"))
 
     def message(changes: dict[str, Any], error: type[PotstillError], **model: Any) -> str:
         with pytest.raises(error) as caught:
@@ -489,7 +489,7 @@ def test_a_student_with_another_tokenizer(refused: Any, tmp_path: Path) -> None:
     tokenizer.add_tokens(["more"])
     save_folder(tiny_model(layers=1), tmp_path / "other", tokenizer)
     said = refused({"student": {"from": "checkpoint", "layers": None, "model": str(tmp_path / "other")}}, ModelError)
-    assert "different tokenizers" in said and "build it from the teacher" in said
+    assert "another tokenizer" in said and "build the student from the teacher" in said
 
 
 def test_a_student_with_another_vocabulary(refused: Any, tmp_path: Path) -> None:

@@ -20,9 +20,20 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 VOCABULARY = len(SPECIAL) + len(PLAIN) + len(GOOD) + len(BAD)
 POSITIONS = 64
 
-ENCODERS = ("bert", "roberta", "xlm-roberta", "electra", "camembert", "distilbert", "mpnet", "deberta-v2", "modernbert")
+ENCODERS = (
+    *("bert", "roberta", "xlm-roberta", "electra", "camembert", "mobilebert", "distilbert"),
+    *("mpnet", "deberta-v2", "modernbert"),
+)
 DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
-FAMILIES = (*ENCODERS, *DECODERS)
+FAMILIES = (*ENCODERS, *DECODERS)  # one stack of layers, over text
+
+ENCODER_DECODERS = ("t5", "bart", "marian")
+PATCHES = ("vit", "deit", "dinov2")  # one stack of layers, over patches of an image
+STAGED = ("swin", "segformer", "pvt_v2")  # layers in stages: all but one in the first, one in the second
+CONVOLUTIONAL = ("mobilenet_v2", "resnet")
+IMAGES = (*PATCHES, *STAGED, *CONVOLUTIONAL)
+ALL_FAMILIES = (*FAMILIES, *ENCODER_DECODERS, *IMAGES)
+IMAGE = (32, 48)  # height and width: not square, so that a turned map is seen
 
 
 def tiny_model(
@@ -34,24 +45,48 @@ def tiny_model(
     seed: int = 0,
     **config: Any,
 ) -> Any:
-    """A random sequence classifier of a family, float32, in eval mode; weights are spread, so that layers differ."""
+    """A random model of a family, float32, in eval mode; weights are spread, so that layers differ.
+
+    Texts and images are classified; encoder-decoders, which have `layers` in each stack, write.
+    """
     made = {**_sizes(family, layers, width, heads), **config}
-    full = transformers.AutoConfig.for_model(family, **made, vocab_size=VOCABULARY, num_labels=labels, pad_token_id=0)
+    if family not in IMAGES:
+        made |= {"vocab_size": VOCABULARY, "pad_token_id": 0}
+    full = transformers.AutoConfig.for_model(family, **made, num_labels=labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = transformers.AutoModelForSequenceClassification.from_config(full).eval()
+        model = _head(family).from_config(full).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if parameter.ndim > 1:
+                if parameter.ndim > 1 and not parameter.any():
+                    parameter.normal_(std=0.5)  # position biases and special tokens that begin as zeros
+                elif parameter.ndim > 1 and family not in ("t5", *CONVOLUTIONAL):  # theirs are spread already
                     parameter.mul_(4)
                 elif name.endswith("bias"):
                     parameter.normal_(std=0.1)
     return model
 
 
+def _head(family: str) -> Any:
+    if family in ENCODER_DECODERS:
+        return transformers.AutoModelForSeq2SeqLM
+    if family in IMAGES:
+        return transformers.AutoModelForImageClassification
+    return transformers.AutoModelForSequenceClassification
+
+
 def _sizes(family: str, layers: int, width: int, heads: int) -> dict[str, Any]:
     common = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
     ends = {"bos_token_id": 2, "eos_token_id": 3}
+    if family in IMAGES:
+        return _image_sizes(family, layers, width, heads)
+    if family == "t5":
+        sizes = {"d_model": width, "d_kv": width // heads, "num_heads": heads, "d_ff": 2 * width}
+        return {**sizes, "num_layers": layers, "num_decoder_layers": layers, "decoder_start_token_id": 0}
+    if family in ENCODER_DECODERS:
+        sizes = {f"{stack}_{size}": n for stack in ("encoder", "decoder") for size, n in _stack(layers, width, heads)}
+        sizes |= {"d_model": width, "max_position_embeddings": POSITIONS, "decoder_start_token_id": 2}
+        return {**sizes, **ends, "forced_eos_token_id": None}
     if family == "distilbert":
         return {
             "n_layers": layers,
@@ -63,6 +98,8 @@ def _sizes(family: str, layers: int, width: int, heads: int) -> dict[str, Any]:
     if family == "gpt2":
         return {"n_layer": layers, "n_embd": width, "n_head": heads, "n_positions": POSITIONS, **ends}
     common |= {"intermediate_size": 2 * width, "max_position_embeddings": POSITIONS}
+    if family == "mobilebert":  # its layers work at half of the width that they hand on
+        return {**common, "embedding_size": width // 2, "intra_bottleneck_size": width // 2}
     if family == "electra":
         return {**common, "embedding_size": width // 2}
     if family == "deberta-v2":
@@ -80,6 +117,34 @@ def _sizes(family: str, layers: int, width: int, heads: int) -> dict[str, Any]:
     if family in DECODERS:
         return {**common, **ends, "num_key_value_heads": heads // 2, "head_dim": width // heads}
     return common
+
+
+def _stack(layers: int, width: int, heads: int) -> Any:
+    return {"layers": layers, "attention_heads": heads, "ffn_dim": 2 * width}.items()
+
+
+def _image_sizes(family: str, layers: int, width: int, heads: int) -> dict[str, Any]:
+    """Stages of half the width, then of the whole, with half the heads, then all."""
+    plain = {"image_size": IMAGE, "patch_size": 8, "hidden_size": width, "num_hidden_layers": layers}
+    depths = [layers - 1, 1]
+    if family in PATCHES:
+        sizes: dict[str, Any] = {"intermediate_size": 2 * width}
+        if family == "dinov2":  # interpolates the positions of a square
+            sizes = {"mlp_ratio": 2, "image_size": IMAGE[0]}
+        if family == "deit":  # of its two classifiers
+            sizes |= {"architectures": ["DeiTForImageClassification"]}
+        return {**plain, **sizes, "num_attention_heads": heads}
+    if family == "swin":
+        sizes = {"image_size": IMAGE, "patch_size": 4, "window_size": 4, "embed_dim": width // 2}
+        return {**sizes, "depths": depths, "num_heads": [heads // 2, heads], "mlp_ratio": 2.0}
+    if family in STAGED:
+        sizes = {"num_encoder_blocks": 2, "depths": depths, "hidden_sizes": [width // 2, width], "mlp_ratios": [2, 2]}
+        reduced = {"sr_ratios": [2, 1], "patch_sizes": [7, 3], "strides": [4, 2]}
+        return {**sizes, **reduced, "num_attention_heads": [heads // 2, heads], "decoder_hidden_size": width}
+    if family == "resnet":
+        sizes = {"embedding_size": width // 2, "hidden_sizes": [width // 2, width], "layer_type": "basic"}
+        return {**sizes, "depths": depths}
+    return {"image_size": IMAGE, "depth_multiplier": 0.25}
 
 
 def tiny_tokenizer(padding_side: str = "right") -> PreTrainedTokenizerFast:
@@ -130,6 +195,17 @@ def tiny_batch(rows: int = 3, tokens: int = 9, seed: int = 0, *, left: bool = Fa
     for row in range(1, rows):
         mask[row, slice(0, row) if left else slice(tokens - row, tokens)] = 0
     return {"input_ids": ids.masked_fill(mask == 0, 0), "attention_mask": mask}
+
+
+def tiny_inputs(family: str, rows: int = 3, seed: int = 0) -> dict[str, torch.Tensor]:
+    """What a family's model takes: `tiny_batch`, 7 more tokens to decode, or images [B,3,32,48]."""
+    if family in IMAGES:
+        return {"pixel_values": torch.randn(rows, 3, *IMAGE, generator=torch.Generator().manual_seed(seed))}
+    batch = tiny_batch(rows, seed=seed)
+    if family not in ENCODER_DECODERS:
+        return batch
+    decoder = tiny_batch(rows, tokens=7, seed=seed + 1)
+    return batch | {f"decoder_{name}": tensor for name, tensor in decoder.items()}
 
 
 def save_folder(model: Any, folder: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> Path:

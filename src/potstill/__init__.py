@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from potstill import losses
+    from potstill.comparing import ComparisonOutcome, compare
     from potstill.errors import PotstillError
     from potstill.objective import Objective, Term
     from potstill.pipeline import Outcome, run
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "ComparisonOutcome",
     "DistillationTrainer",
     "Objective",
     "Outcome",
@@ -29,12 +31,14 @@ __all__ = [
     "Term",
     "TextClassification",
     "build_student",
+    "compare",
     "load_recipe",
     "losses",
     "run",
 ]
 
 _HOMES = {
+    "ComparisonOutcome": "comparing",
     "DistillationTrainer": "training",
     "Objective": "objective",
     "Outcome": "pipeline",
@@ -43,6 +47,7 @@ _HOMES = {
     "Term": "objective",
     "TextClassification": "tasks",
     "build_student": "students",
+    "compare": "comparing",
     "load_recipe": "recipe",
     "run": "pipeline",
 }

@@ -1,101 +1,33 @@
-"""A method is a flat list of terms. `Term` is one of them as written; `Objective` computes their weighted sum.
+"""A method is a flat list of terms, and `Objective` computes their weighted sum.
 
 An objective is written before any model is known, and bound to two models by `Objective.bind`: names become functions,
-layer maps become pairs, differing widths get projections. Everything that can be wrong is found there, before training.
+layer maps become pairs, differing widths get projections (`potstill.terms`). Everything that can be wrong is found
+there, before training.
 
-Each term is a mean over its own positions: rows with a label (labels), rows (logits), tokens (the rest), and over its
-layer pairs. The counts come from outside, over the whole accumulation window and all ranks, so that neither padding nor
-accumulation changes the loss or its gradient.
+Each term is a mean over its own positions: rows with a label (labels, and losses that need them), rows (logits, pooled
+states), tokens (the rest), and over its layer pairs. The counts come from outside, over the whole accumulation window
+and all ranks, so that neither padding nor accumulation changes the loss or its gradient.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from potstill import losses
-from potstill.checks import problem, unknown_name
 from potstill.errors import MappingError, RecipeError
 from potstill.knowledge.architectures import ModelShape
 from potstill.knowledge.types import Knowledge, Needs
-from potstill.mappings import EMBEDDINGS, layer_map
-from potstill.projectors import LINEAR, PROJECTIONS
+from potstill.losses.logits import probability_shifted
 from potstill.reduce import masked_mean
-from potstill.schedules import schedule
+from potstill.schedules import Adaptive
+from potstill.terms import KINDS, LAYERLESS, TEACHER, BoundTerm, Defaults, Term, bind_term, check_term, written
+from potstill.transport import earth_movers_flow
 
-#: Each kind of knowledge: the family (file) of the losses that fit it, its usual loss, and the positions it is a mean
-#: over. The usual loss of labels and logits depends on the task, which says so in `Defaults`.
-KINDS: dict[str, tuple[str, str | None, str]] = {
-    "labels": ("labels", None, "labels"),
-    "logits": ("logits", None, "outputs"),
-    "hidden": ("hidden", "hidden_mse", "tokens"),
-    "attention": ("attention", "attention_kl", "tokens"),
-    "queries": ("relation", "relation_kl", "tokens"),
-    "keys": ("relation", "relation_kl", "tokens"),
-    "values": ("relation", "relation_kl", "tokens"),
-}
-LAYERLESS = ("labels", "logits")
-AUTO = "auto"
-OURS = ("student", "teacher", "mask", "temperature", "labels")
-
-
-@dataclass(frozen=True)
-class Term:
-    """One term of an objective, as a recipe writes it.
-
-    Args:
-        knowledge: labels, logits, hidden, attention, queries, keys or values.
-        loss: a name in `potstill.losses` of the family that fits, or a function of the same form; None takes the usual.
-        layers: uniform, first, last, skip, or explicit pairs ``{student: teacher}``; for hidden states also
-            ``embeddings``.
-        weight: a number, or a schedule such as ``{schedule: linear, from: 1, to: 0}``.
-        temperature: a number or a schedule, for losses that take one.
-        project: ``auto`` (linear where the widths differ), ``linear``, or ``none``; for hidden states.
-        options: further arguments of the loss, such as ``heads`` of `relation_kl`.
-    """
-
-    knowledge: str
-    loss: str | Callable[..., Tensor] | None = None
-    layers: Any = None
-    weight: Any = 1.0
-    temperature: Any = None
-    project: str = AUTO
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What the task says of its outputs: the losses of labels and logits when a term names none, and those refused."""
-
-    labels: str = "cross_entropy"
-    logits: str = "kl_divergence"
-    refused: Mapping[str, str] = field(default_factory=dict)  # loss name -> why it can't be used in this task
-
-
-@dataclass(frozen=True)
-class BoundTerm:
-    """A term whose names are resolved: the function, the (student, teacher) pairs of layers, the schedules."""
-
-    name: str
-    kind: str
-    loss: Callable[..., Tensor]
-    pairs: tuple[tuple[int, int], ...]
-    weight: Callable[[float], float]
-    temperature: Callable[[float], float] | None
-    project: str | None
-    options: Mapping[str, Any]
-
-    @property
-    def positions(self) -> str:
-        """What the term is a mean over: labels, outputs or tokens."""
-        return KINDS[self.kind][2]
-
-    def projector_name(self, pair: tuple[int, int]) -> str:
-        """The name under which the projection of a layer pair is trained and checkpointed."""
-        student, teacher = ("embeddings" if layer == EMBEDDINGS else str(layer) for layer in pair)
-        return f"{self.name.replace(' ', '_')}_{student}_to_{teacher}"
+__all__ = ["KINDS", "BoundObjective", "BoundTerm", "Defaults", "Objective", "Parts", "Scene", "Term", "check_term"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +38,29 @@ class Parts:
     terms: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Scene:
+    """What the terms of one micro-batch may be told besides what was observed in the models.
+
+    Args:
+        labels: the task's labels of the rows.
+        masks: ``labels`` [B] rows with a label, ``outputs`` [B] rows that count, ``tokens`` [B,S] not padding.
+        counts: the denominators, over the whole accumulation window; None takes those of this micro-batch.
+        progress: the share of training done, 0 to 1, for the schedules.
+        modules: projections and memories by name, as `BoundObjective.projections` and `memories` list them.
+        rows: the number of each row in the data set, [B], for a memory.
+        influence: each teacher's, one number or one a row [B]; without it, all teachers count alike.
+    """
+
+    labels: Tensor | None
+    masks: Mapping[str, Tensor]
+    counts: Mapping[str, Tensor | float] | None = None
+    progress: float = 0.0
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    rows: Tensor | None = None
+    influence: Mapping[str, Tensor | float] | None = None
+
+
 class Objective:
     """The weighted sum of terms. Write it, `bind` it to the shapes of two models, and call it with their knowledge.
 
@@ -113,43 +68,63 @@ class Objective:
     """
 
     def __init__(self, terms: Sequence[Term | Mapping[str, Any]]) -> None:
-        self.terms = tuple(term if isinstance(term, Term) else _written(term) for term in terms)
+        self.terms = tuple(term if isinstance(term, Term) else written(term) for term in terms)
 
     def bind(
-        self, student: ModelShape, teacher: ModelShape | None = None, defaults: Defaults | None = None
+        self,
+        student: ModelShape,
+        teacher: ModelShape | Mapping[str, ModelShape] | None = None,
+        defaults: Defaults | None = None,
     ) -> "BoundObjective":
-        """Resolve every name for these models. Raises `RecipeError` that lists every problem found."""
+        """Resolve every name for these models; several teachers come by name. Raises `RecipeError`, all problems."""
+        teachers = _by_name(teacher)
         bound: list[BoundTerm] = []
         problems: list[str] = []
         if not self.terms:
             problems.append("An objective needs at least one term, such as {knowledge: labels}.")
         for index, term in enumerate(self.terms):
             try:
-                bound.append(_bind(term, _name(self.terms, index), student, teacher, defaults or Defaults()))
+                bound += bind_term(term, _name(self.terms, index), student, teachers, defaults or Defaults())
             except (RecipeError, MappingError, ValueError) as error:
                 problems.append(f"terms.{index} ({term.knowledge}): {error}")
         if problems:
             raise RecipeError("\n".join(problems))
-        return BoundObjective(tuple(bound), student, teacher)
+        return BoundObjective(tuple(bound), student, teachers)
 
 
 @dataclass(frozen=True)
 class BoundObjective:
-    """An objective whose names are resolved for two models."""
+    """An objective whose names are resolved for two models, or for a student and several teachers."""
 
     terms: tuple[BoundTerm, ...]
     student: ModelShape
-    teacher: ModelShape | None
+    teachers: Mapping[str, ModelShape]
+
+    @property
+    def teacher(self) -> ModelShape | None:
+        """The shape of the one teacher, or of the first of several."""
+        return next(iter(self.teachers.values()), None)
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any term compares with the teacher."""
+        """Whether any term compares with a teacher."""
         return any(term.kind != "labels" for term in self.terms)
 
-    def needs(self, side: str) -> Needs:
-        """What this objective asks of the ``student`` or of the ``teacher``."""
+    @property
+    def needs_rows(self) -> bool:
+        """Whether any term must know which rows of the data set it sees."""
+        return any(term.memory is not None for term in self.terms)
+
+    def asked(self, source: str) -> bool:
+        """Whether any term learns from this teacher."""
+        return any(term.kind != "labels" and term.source == source for term in self.terms)
+
+    def needs(self, side: str, source: str = TEACHER) -> Needs:
+        """What this objective asks of the ``student``, or of the ``teacher`` that `source` names."""
         found = Needs(logits=side == "student")
         for term in self.terms:
+            if side == "teacher" and term.source != source:
+                continue
             if term.kind == "logits":
                 found |= Needs(logits=True)
             elif term.kind not in LAYERLESS:
@@ -159,91 +134,40 @@ class BoundObjective:
 
     def projections(self) -> dict[str, tuple[str, int, int]]:
         """Name -> (kind, student width, teacher width) of every projection that must be trained beside the student."""
-        if self.teacher is None:
-            return {}
-        sizes = (self.student.width, self.teacher.width)
-        return {t.projector_name(p): (t.project, *sizes) for t in self.terms if t.project for p in t.pairs}
+        return {
+            term.module_name(pair): (term.project, *self._widths(term, pair))
+            for term in self.terms
+            if term.project
+            for pair in term.pairs
+        }
 
-    def __call__(
-        self,
-        student: Knowledge,
-        teacher: Knowledge | None,
-        labels: Tensor | None,
-        masks: Mapping[str, Tensor],
-        *,
-        counts: Mapping[str, Tensor | float] | None = None,
-        progress: float = 0.0,
-        projectors: Mapping[str, nn.Module] | None = None,
-    ) -> Parts:
-        """The loss of one micro-batch.
+    def _widths(self, term: BoundTerm, pair: tuple[int, int]) -> tuple[int, int]:
+        return self.student.width_at(pair[0]), self.teachers[term.source].width_at(pair[1])
 
-        Args:
-            student, teacher: what was observed in each; the teacher may be None where no term compares with it.
-            labels: the task's labels of the rows.
-            masks: ``labels`` [B] rows with a label, ``outputs`` [B] rows that count, ``tokens`` [B,S] not padding.
-            counts: the denominators, over the whole accumulation window; None takes those of this micro-batch.
-            progress: the share of training done, 0 to 1, for the schedules.
-            projectors: the projections by name, as `projections` lists them.
-        """
-        shares: dict[str, Tensor] = {}
+    def memories(self) -> dict[str, tuple[BoundTerm, tuple[int, int]]]:
+        """Name -> (term, widths of student and teacher) of every memory that must be kept beside the student."""
+        return {
+            term.module_name(pair): (term, self._widths(term, pair))
+            for term in self.terms
+            if term.memory is not None
+            for pair in term.pairs
+        }
+
+    def __call__(self, student: Knowledge, teacher: Knowledge | Mapping[str, Knowledge] | None, scene: Scene) -> Parts:
+        """The loss of one micro-batch, from what was observed in the student and in its teacher or teachers."""
+        teachers = _by_name(teacher)
+        shares = {}
         for term in self.terms:
-            mask = masks[term.positions]
-            count = None if counts is None else counts[term.positions]
-            found = _values(term, student, teacher, labels, progress, projectors)
-            values = [masked_mean(value, mask, count) for value in found]
-            weight = term.weight(progress) / len(values)
-            shares[term.name] = weight * sum(values[1:], values[0])
+            shares[term.name] = term.weight(scene.progress) * _mean(term, student, teachers.get(term.source), scene)
         parts = list(shares.values())
         return Parts(sum(parts[1:], parts[0]), shares)
 
 
-def check_term(term: Term) -> None:
-    """Raise `RecipeError` or `ValueError` for what is wrong in a term for any models: names, options, schedules."""
-    if term.knowledge not in KINDS:
-        raise RecipeError(unknown_name("knowledge", term.knowledge, KINDS))
-    _options(term, _loss(term, Defaults()))
-    for value in (term.weight, 1.0 if term.temperature is None else term.temperature):
-        schedule(value)
-
-
-def _values(
-    term: BoundTerm,
-    student: Knowledge,
-    teacher: Knowledge | None,
-    labels: Tensor | None,
-    progress: float,
-    projectors: Mapping[str, nn.Module] | None,
-) -> list[Tensor]:
-    """The unreduced loss of a term, one tensor a layer pair."""
-    options = dict(term.options)
-    if term.temperature is not None:
-        options["temperature"] = term.temperature(progress)
-    if term.kind == "labels":
-        return [term.loss(student.logits, labels, **options)]
-    assert teacher is not None, "a term that compares with the teacher was called without one"
-    if term.kind == "logits":
-        return [term.loss(student.logits, teacher.logits, **options)]
-    if "mask" in inspect.signature(term.loss).parameters:
-        options["mask"] = student.mask
-    values = []
-    for pair in term.pairs:
-        ours, theirs = getattr(student, term.kind)[pair[0]], getattr(teacher, term.kind)[pair[1]]
-        if term.project:
-            assert projectors is not None, "this objective projects, and no projections were given"
-            ours = projectors[term.projector_name(pair)](ours)
-        values.append(term.loss(ours, theirs, **options))
-    return values
-
-
-def _written(term: Mapping[str, Any]) -> Term:
-    """A term from a mapping; what is no field of `Term` is an option of its loss, and checked as one by `bind`."""
-    if "knowledge" not in term:
-        raise RecipeError(
-            problem("A term needs the key 'knowledge'", given=dict(term), do=f"Known: {', '.join(KINDS)}")
-        )
-    known = {f.name for f in fields(Term)}
-    options = {key: value for key, value in term.items() if key not in known} | dict(term.get("options", {}))
-    return Term(**{key: value for key, value in term.items() if key in known} | {"options": options})
+def _by_name(teacher: Any) -> dict[str, Any]:
+    """Teachers by name, from one, several or none."""
+    if teacher is None:
+        return {}
+    return dict(teacher) if isinstance(teacher, Mapping) else {TEACHER: teacher}
 
 
 def _name(terms: Sequence[Term], index: int) -> str:
@@ -253,100 +177,111 @@ def _name(terms: Sequence[Term], index: int) -> str:
     return kind if number == 1 else f"{kind} {number}"
 
 
-def _bind(term: Term, name: str, student: ModelShape, teacher: ModelShape | None, defaults: Defaults) -> BoundTerm:
-    if term.knowledge not in KINDS:
-        raise RecipeError(unknown_name("knowledge", term.knowledge, KINDS))
-    if teacher is None and term.knowledge != "labels":
-        raise RecipeError("This term compares with a teacher, and there is none.")
-    loss = _loss(term, defaults)
-    options = _options(term, loss)
-    temperature = schedule(1.0 if term.temperature is None else term.temperature)
-    takes_temperature = "temperature" in inspect.signature(loss).parameters
-    if term.temperature is not None and not takes_temperature:
-        raise RecipeError(f"'{loss.__name__}' takes no temperature. Remove the key.")
-    pairs: tuple[tuple[int, int], ...] = ()
-    if term.knowledge in LAYERLESS:
-        if term.layers is not None:
-            raise RecipeError(f"'{term.knowledge}' has no layers. Remove the key 'layers'.")
-    else:
-        assert teacher is not None
-        spec = "uniform" if term.layers is None else term.layers
-        pairs = layer_map(spec, student.layers, teacher.layers, embeddings=term.knowledge == "hidden")
-        _check_heads(term, student, teacher, options)
-    return BoundTerm(
-        name=name,
-        kind=term.knowledge,
-        loss=loss,
-        pairs=pairs,
-        weight=schedule(term.weight),
-        temperature=temperature if takes_temperature else None,
-        project=_projection(term, student, teacher),
-        options=options,
-    )
-
-
-def _loss(term: Term, defaults: Defaults) -> Callable[..., Tensor]:
-    family, usual, _ = KINDS[term.knowledge]
-    loss = term.loss or usual or getattr(defaults, term.knowledge)
-    if callable(loss):
-        return loss
-    fitting = [n for n in losses.__all__ if getattr(losses, n).__module__ == f"{losses.__name__}.{family}"]
-    if loss not in fitting:
-        raise RecipeError(unknown_name(f"loss for {term.knowledge}", loss, fitting))
-    if loss in defaults.refused:
-        raise RecipeError(f"'{loss}' can't be used here: {defaults.refused[loss]}")
-    return getattr(losses, loss)  # type: ignore[no-any-return]
-
-
-def _options(term: Term, loss: Callable[..., Tensor]) -> dict[str, Any]:
-    """The term's further arguments, bound to the loss's signature."""
-    known = set(inspect.signature(loss).parameters) - set(OURS)
-    fields = ("knowledge", "loss", "layers", "weight", "temperature", "project")
-    what = f"key of a term with '{loss.__name__}'"
-    if wrong := [unknown_name(what, key, {*known, *fields}) for key in term.options if key not in known]:
-        raise RecipeError(" ".join(wrong))
-    return dict(term.options)
-
-
-def _projection(term: Term, student: ModelShape, teacher: ModelShape | None) -> str | None:
-    if term.project not in (AUTO, "none", *PROJECTIONS):
-        raise RecipeError(unknown_name("projection", term.project, (AUTO, "none", *PROJECTIONS)))
-    if term.knowledge != "hidden" or teacher is None:
-        if term.project in PROJECTIONS:
-            raise RecipeError(f"Only hidden states are projected, not {term.knowledge}. Remove the key 'project'.")
-        return None
-    differs = student.width != teacher.width
-    if term.project == "none" and differs:
-        raise RecipeError(
-            problem(
-                "Hidden states of different widths can't be compared without a projection",
-                given=f"student {student.width}, teacher {teacher.width}, project: none",
-                do="Set project: linear",
-            )
+def _mean(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scene: Scene) -> Tensor:
+    """The term's mean over positions and layer pairs, unweighted."""
+    influence = _influence(term, scene)
+    means = []
+    for value in _values(term, student, teacher, scene):
+        positions = term.positions
+        if value.shape != scene.masks[positions].shape:  # a value of a whole row, from its tokens
+            positions = "outputs"
+        if isinstance(influence, Tensor):
+            value = value * influence.reshape(-1, *[1] * (value.ndim - 1)).to(value.dtype)
+        elif influence != 1:
+            value = value * influence
+        means.append(
+            masked_mean(value, scene.masks[positions], None if scene.counts is None else scene.counts[positions])
         )
-    return LINEAR if term.project == LINEAR or (term.project == AUTO and differs) else None
+    if not term.transport:
+        return sum(means[1:], means[0]) / len(means)
+    costs = torch.stack(means).reshape(len({s for s, _ in term.pairs}), -1)
+    return (earth_movers_flow(costs.detach()).to(costs) * costs).sum()
 
 
-def _check_heads(term: Term, student: ModelShape, teacher: ModelShape, options: Mapping[str, Any]) -> None:
-    heads = options.get("heads")
-    if heads and any(shape.width % heads for shape in (student, teacher)):
-        raise RecipeError(
-            problem(
-                "Relation heads cut both widths into equal parts, so their number must divide both",
-                given=f"heads {heads}, widths: student {student.width}, teacher {teacher.width}",
-            )
-        )
-    if term.knowledge == "hidden" or student.heads == teacher.heads or heads:
+def _influence(term: BoundTerm, scene: Scene) -> Tensor | float:
+    """How much of a term that was spread over several teachers is this one's."""
+    if term.sources == 1:
+        return 1.0
+    if scene.influence is None or term.source not in scene.influence:
+        return 1.0 / term.sources
+    return scene.influence[term.source]
+
+
+def _values(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scene: Scene) -> Iterator[Tensor]:
+    """The unreduced loss of a term, one tensor a layer pair."""
+    options = _arguments(term, student, teacher, scene)
+    if term.kind == "labels":
+        yield term.loss(student.logits, scene.labels, **options)
         return
-    way = (
-        "Give 'heads' (relation heads, a divisor of both widths, such as 12), which regroups both sides"
-        if KINDS[term.knowledge][0] == "relation"
-        else "Distil values, keys and queries instead, which can be regrouped"
-    )
-    raise RecipeError(
-        problem(
-            f"{term.knowledge.capitalize()} are compared head by head, and the head counts differ",
-            given=f"student {student.heads}, teacher {teacher.heads}",
-            do=way,
-        )
-    )
+    assert teacher is not None, "a term that compares with the teacher was called without one"
+    if term.kind == "logits":
+        target = teacher.logits
+        if term.shift:
+            assert target is not None
+            target = target if scene.labels is None else probability_shifted(target, scene.labels)
+        yield term.loss(student.logits, target, **options)
+        return
+    if "student_next" in inspect.signature(term.loss).parameters:
+        for here, there in pairwise(term.pairs):
+            ours, theirs = _pair(term, student, teacher, here, scene)
+            following = dict(
+                zip(("student_next", "teacher_next"), _pair(term, student, teacher, there, scene), strict=True)
+            )
+            yield term.loss(ours, theirs, **following, **options)
+        return
+    for pair in term.pairs:
+        ours, theirs = _pair(term, student, teacher, pair, scene)
+        if term.memory is not None:
+            assert scene.rows is not None, "a memory needs to know which rows it sees"
+            remembered = scene.modules[term.module_name(pair)](ours, theirs, scene.rows)
+            yield term.loss(**remembered, **options)  # the memory gives all but the mask
+        else:
+            yield term.loss(ours, theirs, **options)
+
+
+def _arguments(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scene: Scene) -> dict[str, Any]:
+    """What a term's loss takes besides the two tensors: its options as they are now, temperature, labels, mask."""
+    options: dict[str, Any] = {}
+    if term.memory is None:
+        options = {**term.options, **{key: value(scene.progress) for key, value in term.scheduled.items()}}
+        if isinstance(term.temperature, Adaptive):
+            assert teacher is not None and student.logits is not None and teacher.logits is not None
+            options["temperature"] = term.temperature(scene.progress, student.logits, teacher.logits)
+        elif term.temperature is not None:
+            options["temperature"] = term.temperature(scene.progress)
+    parameters = inspect.signature(term.loss).parameters
+    if "labels" in parameters and term.kind != "labels":
+        options["labels"] = scene.labels
+    if "mask" in parameters and term.kind != "labels":
+        options["mask"] = scene.masks["outputs" if term.pool or term.kind == "logits" else "tokens"]
+    return options
+
+
+def _pair(
+    term: BoundTerm, student: Knowledge, teacher: Knowledge, pair: tuple[int, int], scene: Scene
+) -> tuple[Tensor, Tensor]:
+    """What a layer pair compares: pooled where the term pools, and projected to the teacher's width."""
+    ours, theirs = getattr(student, term.kind)[pair[0]], getattr(teacher, term.kind)[pair[1]]
+    if term.pool is not None:
+        mask = scene.masks["tokens"]
+        ours = pooled(ours, mask, term.pool)
+        theirs = pooled(theirs, mask if teacher.mask is None else teacher.mask, term.pool)  # by its own tokens
+    if term.project:
+        ours = scene.modules[term.module_name(pair)](ours)
+    return ours, theirs
+
+
+def pooled(states: Tensor, mask: Tensor, how: str) -> Tensor:
+    """One vector a row, [B, D], from the hidden states [B, S, D] of its tokens.
+
+    Args:
+        states: hidden states, [B, S, D].
+        mask: true where a token is no padding, [B, S]; padding may stand on either side.
+        how: ``first`` token, ``last`` token, or the ``mean`` over all.
+    """
+    if how == "mean":
+        kept = states.masked_fill(~mask.unsqueeze(-1), 0.0)
+        return kept.sum(1) / mask.sum(1, keepdim=True).clamp(min=1).to(states.dtype)
+    flags = mask.int()
+    index = flags.argmax(1) if how == "first" else mask.shape[1] - 1 - flags.flip(1).argmax(1)
+    return states[torch.arange(len(states), device=states.device), index]

@@ -4,37 +4,26 @@ Each step is a stage of the run folder: done once from the same inputs, and gone
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel, set_seed
 
 from potstill.errors import ExportError
 from potstill.evaluation.predict import fastest_device, load_predictions, predict_logits, save_predictions
 from potstill.evaluation.results import TRAIN, VALIDATION, Contender
-from potstill.knowledge import describe
-from potstill.metrics import METRICS, primary, score, scores
-from potstill.objective import Objective
+from potstill.metrics import METRICS, primary, score
+from potstill.preflight import preflight, require_space, shape_text, student_notes
 from potstill.progress import Progress, Silent
 from potstill.recipe import Recipe, load_recipe
 from potstill.results import assemble, described
 from potstill.runs import RunFolder, Stage, copy_folder, write_json
-from potstill.shipping import FILES, export_student, fingerprint, measure_cost, save_model
-from potstill.training import Precision, TrainSettings, detect_precision
-from potstill.training.stages import Lesson, train
-from potstill.workbench import (
-    LABELS_ONLY,
-    load_teacher,
-    model_path,
-    preflight,
-    prepare_workbench,
-    require_space,
-    shape_text,
-    start_student,
-)
+from potstill.school import School
+from potstill.shipping import FILES, export_student, measure_cost
+from potstill.terms import TEACHER
+from potstill.training import Precision, detect_precision
+from potstill.workbench import prepare_workbench
 
 ROLES = {
     "student": "Student",
@@ -68,6 +57,7 @@ def run(
     *,
     overrides: Sequence[str] = (),
     update: bool = False,
+    siblings: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> Outcome:
     """Run a recipe from start to end, or from where it was stopped.
@@ -77,6 +67,7 @@ def run(
         out: the run folder; ``runs/<name of the recipe>`` if not given.
         overrides: ``key=value`` strings, such as ``evaluate.seeds=3``.
         update: take a run folder whose recipe differs, and redo what the difference concerns.
+        siblings: folders of other runs; a stage that one of them has done from the same inputs is taken from there.
         progress: told what happens; nothing is said without it.
 
     Raises:
@@ -85,7 +76,7 @@ def run(
     """
     loaded = load_recipe(recipe, overrides)
     folder = Path(out) if out is not None else RUNS / loaded.name
-    with RunFolder(folder, loaded, update=update).opened() as opened:
+    with RunFolder(folder, loaded, update=update, siblings=siblings).opened() as opened:
         return _Run(opened, progress or Silent()).all()
 
 
@@ -103,12 +94,12 @@ class _Run:
         with self.progress.stage("reading the data"):
             self.bench = prepare_workbench(self.recipe, self.progress.say)
         self._check()
-        teacher = self.teacher()
-        students = {
-            (role, seed): self.student(role, seed, teacher) for seed in self.seeds for role in self.recipe.roles
-        }
-        predictions = {("teacher", self.recipe.seed): self.predictions("teacher", self.recipe.seed, teacher)}
-        predictions |= {key: self.predictions(*key, stage) for key, stage in students.items()}
+        self.school = School(self.folder, self.bench, self.progress)
+        teachers = self.school.teachers()
+        teacher = teachers[TEACHER]
+        students = {key: stage for seed in self.seeds for key, stage in self.school.students(seed, teachers).items()}
+        models = {(name, self.recipe.seed): stage for name, stage in teachers.items()} | students
+        predictions = {key: self.predictions(*key, stage) for key, stage in models.items()}
         chosen = self.choose(predictions)
         exports = self.exports(chosen, students["student", chosen], predictions["student", chosen])
         costs = self.costs(teacher, students["student", chosen], exports)
@@ -135,148 +126,31 @@ class _Run:
         require_space(self.path, found, self.recipe)
         self.precision: Precision = detect_precision(self.recipe.distill[0].train.precision)
         self.progress.say(f"teacher: {shape_text(found.teacher)}; student: {shape_text(found.student)}")
+        for note in student_notes(self.bench, found):
+            self.progress.say(note)
         self.progress.say(f"precision: {self.precision.name}, since {self.precision.why}")
         if self.bench.attention:
             self.progress.say("attention maps are asked for, so both models run eager attention, which is slower")
 
-    # ---- training
-
-    def teacher(self) -> Stage:
-        """Train the teacher, or take it as it is."""
-        settings = self.recipe.teacher.train
-        made_from = {
-            "model": fingerprint(self.bench.teacher_path),
-            "rows": self.bench.digest,
-            "train": _plain(settings),
-        }
-
-        def work(folder: Path) -> dict[str, Any]:
-            if settings is None:
-                return {"path": self.bench.teacher_path, "training": None, "curves": []}
-            set_seed(self.recipe.seed)  # for the new head
-            model = self.bench.load(self.bench.teacher_path).model
-            value = self._train(model, [(LABELS_ONLY, settings)], folder, self.recipe.seed, None, "teacher")
-            save_model(model, self.bench.tokenizer, self.path / "teacher")
-            return {"path": "teacher", **value}
-
-        leaves: list[str] = ["teacher"] if settings is not None else []
-        return self.folder.stage("teacher", {**made_from, "seed": self.recipe.seed}, work, leaves)
-
-    def student(self, role: str, seed: int, teacher: Stage) -> Stage:
-        """Train the student, or one of its baselines: the same start, the same batches, the same steps, labels only."""
-        stages = [(stage.objective(), stage.train) for stage in self.recipe.distill]
-        if self.recipe.refine is not None:
-            stages.append((LABELS_ONLY, self.recipe.refine.train))
-        if role != "student":
-            stages = [(LABELS_ONLY, settings) for _, settings in stages]
-        terms = [stage.terms for stage in self.recipe.distill] if role == "student" else []
-        made_from = {
-            "teacher": teacher.digest,
-            "rows": self.bench.digest,
-            "student": _plain(self.recipe.student),
-            "terms": [[term.model_dump() for term in stage] for stage in terms],
-            "train": [_plain(settings) for _, settings in stages],
-            "seed": seed,
-        }
-        if self.recipe.student.model is not None:  # a checkpoint: its name says nothing of what is in it
-            made_from["checkpoint"] = fingerprint(model_path(self.recipe.student.model))
-        place = f"seeds/{seed}/{role}"
-
-        def work(folder: Path) -> dict[str, Any]:
-            model_of_teacher = load_teacher(self.bench, self._model(teacher))
-            source = model_of_teacher
-            if role == "pretrained_baseline":
-                set_seed(seed)  # for the new head
-                source = self.bench.load(self.bench.teacher_path).model
-            model = start_student(self.bench, source, seed)
-            learns_from = model_of_teacher if role == "student" else None
-            title = role.replace("_", " ") if len(self.seeds) == 1 else f"{role.replace('_', ' ')}, seed {seed}"
-            value = self._train(model, stages, folder, seed, learns_from, title)
-            save_model(model, self.bench.tokenizer, self.path / place)
-            return {"path": place, **value}
-
-        return self.folder.stage(place, made_from, work, [place])
-
-    def _train(
-        self,
-        model: PreTrainedModel,
-        stages: Sequence[tuple[Objective, TrainSettings]],
-        folder: Path,
-        seed: int,
-        teacher: PreTrainedModel | None,
-        title: str,
-    ) -> dict[str, Any]:
-        """All stages in a row; what they took together, and a curve of each."""
-        curves, totals = [], {"seconds": 0.0, "steps": 0, "rows_seen": 0}
-        key = primary(self.bench.task.problem)
-        for number, (objective, settings) in enumerate(stages):
-            name = self._stage_name(number, len(stages), title)
-            rows = self.bench.transfer if name.startswith("distill") else self.bench.rows[TRAIN]
-            precision = detect_precision(settings.precision)
-            lesson = Lesson(
-                self.bench.task,
-                self.bench.tokenizer,
-                rows,
-                objective,
-                teacher,
-                evaluator=partial(self._validation_scores, bfloat16=precision.bfloat16),
-                metric=key,
-                higher_is_better=METRICS[key].higher_is_better,
-            )
-            with self.progress.stage(title if len(stages) == 1 else f"{title}: {name}") as step:
-                record = train(
-                    model,
-                    lesson,
-                    settings,
-                    folder / str(number),
-                    precision=precision,
-                    seed=1000 * seed + number,
-                    progress=step,
-                    earlier=folder / str(number - 1) if number else None,
-                )
-            for part in totals:
-                totals[part] += getattr(record, part)
-            evaluations = [{"step": e["step"], "value": e[key]} for e in record.evaluations]
-            curves.append({"seed": seed, "stage": name, "points": record.points, "evaluations": evaluations})
-        return {"training": totals, "curves": curves, "shape": asdict(describe(model))}
-
-    def _stage_name(self, number: int, count: int, title: str) -> str:
-        if title == "teacher":
-            return "teacher"
-        if self.recipe.refine is not None and number == count - 1:
-            return "refine"
-        return "distill" if len(self.recipe.distill) == 1 else f"distill {number + 1}"
-
-    def _validation_scores(self, student: PreTrainedModel, bfloat16: bool) -> dict[str, float]:
-        rows, collate = self.bench.rows[VALIDATION], self.bench.task.collator(self.bench.tokenizer)
-        logits = predict_logits(student, rows, collate, bfloat16=bfloat16)
-        return scores(self.bench.task.problem, logits, self.bench.labels(VALIDATION))
-
     # ---- evaluation
-
-    def _model(self, stage: Stage) -> Path:
-        """Where a stage left its model; a teacher taken as it is stays where the recipe has it."""
-        if stage.name == "teacher" and self.recipe.teacher.train is None:
-            return Path(self.bench.teacher_path)
-        return self.path / str(stage.value["path"])
 
     def predictions(self, role: str, seed: int, model: Stage) -> dict[str, Any]:
         """The logits on every split that is evaluated, in float32."""
         file = self.path / "predictions" / f"{role}-{seed}.parquet"
+        bench = self.bench.reads(role)
 
         def work(_folder: Path) -> dict[str, Any]:
-            loaded = self.bench.load(self._model(model)).model
+            loaded = bench.load(self.school.model(model)).model
             loaded.to(fastest_device())  # type: ignore[arg-type]
-            collate = self.bench.task.collator(self.bench.tokenizer)
             found = {}
-            for split in dict.fromkeys([TRAIN, VALIDATION, self.bench.evaluated_on]):
-                rows = self.bench.sample_of_train if split == TRAIN else self.bench.rows[split]
+            for split in dict.fromkeys([TRAIN, VALIDATION, bench.evaluated_on]):
+                rows = bench.sample_of_train if split == TRAIN else bench.rows[split]
                 with self.progress.stage(f"{role.replace('_', ' ')} on {split}") as step:
-                    found[split] = predict_logits(loaded, rows, collate, progress=step)
+                    found[split] = predict_logits(loaded, rows, bench.collate, progress=step)
             save_predictions(file, found)
             return {"file": file.name}
 
-        made_from = {"model": model.digest, "rows": self.bench.digest}
+        made_from = {"model": model.digest, "rows": bench.digest}
         self.folder.stage(f"predictions/{role}/{seed}", made_from, work, [f"predictions/{file.name}"])
         return load_predictions(file)
 
@@ -302,7 +176,9 @@ class _Run:
         def work(_folder: Path) -> dict[str, Any]:
             with self.progress.stage("export") as step:
                 logits = predictions[self.bench.evaluated_on]
-                found = export_student(self.bench, self._model(student), logits, self.path / "export", formats, step)
+                found = export_student(
+                    self.bench, self.school.model(student), logits, self.path / "export", formats, step
+                )
             return {"exports": found}
 
         made_from = {"student": student.digest, "formats": formats, "rows": self.bench.digest}
@@ -320,7 +196,7 @@ class _Run:
             return {}
 
         def work(_folder: Path) -> dict[str, Any]:
-            models = {"teacher": self._model(teacher), "student": self._model(student)}
+            models = {"teacher": self.school.model(teacher), "student": self.school.model(student)}
             files = {str(entry["key"]): self.path / str(entry["file"]) for entry in exports}
             with self.progress.stage("measuring cost") as step:
                 return measure_cost(self.bench, models, files, step)
@@ -348,16 +224,17 @@ class _Run:
                 teacher.value["curves"],
             )
         ]
-        for role in reversed(self.recipe.roles):
+        assistants = [f"assistant-{number}" for number in range(1, 1 + len(self.recipe.chain))]
+        for role in [*assistants, *reversed(self.recipe.roles)]:
             runs = [students[role, seed] for seed in self.seeds]
             found.append(
                 Contender(
                     role,
-                    ROLES[role],
+                    ROLES.get(role) or role.replace("-", " ").capitalize(),
                     described(self.recipe, role),
                     self.seeds,
                     [predictions[role, seed] for seed in self.seeds],
-                    costs.get("student"),
+                    None if role in assistants else costs.get("student"),
                     [one.value["training"] for one in runs],
                     [curve for one in runs for curve in one.value["curves"]],
                 )
@@ -376,10 +253,3 @@ class _Run:
             write_report(results, self.path)
             write_model_card(self.path / "student", results, self.recipe.as_yaml(), results["run"]["convention"])
         return Outcome(self.path, results)
-
-
-def _plain(settings: Any) -> Any:
-    """A section or settings as plain data."""
-    if settings is None:
-        return None
-    return settings.model_dump(mode="json") if hasattr(settings, "model_dump") else asdict(settings)

@@ -17,9 +17,11 @@ from pydantic.dataclasses import dataclass as validated
 from potstill.checks import nearest, problem, unknown_name
 from potstill.errors import RecipeError
 from potstill.objective import Objective, Term, check_term
+from potstill.sections import STRICT, StudentSection
+from potstill.terms import PEERS, TEACHER
+from potstill.training.combination import CONFIDENT, Combination
 from potstill.training.settings import RefineSettings, TrainSettings
 
-STRICT = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 if TYPE_CHECKING:
     from potstill.training.settings import RefineSettings as Refine
     from potstill.training.settings import TrainSettings as Train
@@ -73,34 +75,40 @@ class DataSection(SourceSection):
     test: Share = 0.1
 
 
+class FurtherTeacherSection(Section):
+    """One more teacher. Its tokenizer is the first one's."""
+
+    name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
+    model: str
+    train: Train | None = None
+    seed: int = 1
+    weight: Annotated[float, Gt(0)] = 1.0
+
+
 class TeacherSection(Section):
-    """The model to learn from; trained here where `train` is given, else taken as it is."""
+    """The model to learn from; trained here where `train` is given, else taken as it is.
+
+    With `others`, terms that name no teacher learn from all of them: by `weight`, or by `route` from one for each row,
+    the surest (``confident``) or the one whose name stands in a column of the data.
+    """
 
     model: str
     train: Train | None = None
     trust_remote_code: bool = False
-
-
-class StudentSection(Section):
-    """The model to make: from the teacher's layers, from a config, or from a checkpoint."""
-
-    origin: Literal["teacher", "config", "checkpoint"] = Field("teacher", alias="from")
-    layers: int | list[int] | None = None
-    rule: Literal["spread", "uniform", "first", "last"] = "spread"
-    config: dict[str, Any] | None = None
-    model: str | None = None
+    weight: Annotated[float, Gt(0)] = 1.0
+    others: list[FurtherTeacherSection] = []
+    route: str | None = None
 
     @model_validator(mode="after")
-    def _fitting_keys(self) -> Self:
-        if self.rule != "spread" and not isinstance(self.layers, int):
-            raise ValueError("'rule' says which layers a count keeps, and goes with a number of 'layers' only")
-        takes = {"teacher": ("layers",), "config": ("config",), "checkpoint": ("model",)}[self.origin]
-        for key in ("layers", "config", "model"):
-            given = getattr(self, key) is not None
-            if given and key not in takes:
-                raise ValueError(f"'{key}' doesn't go with from: {self.origin}, which takes {', '.join(takes)}")
-            if not given and key in takes:
-                raise ValueError(f"from: {self.origin} needs '{key}'")
+    def _several(self) -> Self:
+        names = [TEACHER, *(other.name for other in self.others)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice or any(name.startswith(PEERS) for name in names):
+            raise ValueError(
+                f"Each of the others needs a name of its own, which is neither 'teacher' nor 'peers': {names[1:]}"
+            )
+        if not self.others and (self.route is not None or self.weight != 1.0):
+            raise ValueError("'route' and 'weight' say how several teachers are combined, and there are no 'others'")
         return self
 
 
@@ -115,6 +123,11 @@ class TermSection(BaseModel):
     weight: float | dict[str, Any] = 1.0
     temperature: float | dict[str, Any] | None = None
     project: str = "auto"
+    share: bool = False
+    embeddings: bool | None = None
+    pool: str | None = None
+    teacher: str | None = None
+    shift: bool = False
 
     @model_validator(mode="after")
     def _known_names(self) -> Self:
@@ -131,14 +144,28 @@ class TermSection(BaseModel):
 
 
 class StageSection(Section):
-    """One stage of distillation: what to learn, and how long."""
+    """One stage of distillation: what to learn, and how long.
+
+    `freeze` names parts of the student that don't learn in this stage: layers by number, ``embeddings``, or ``head``.
+    `mutual` lists further students that learn along with this one, each from the same terms and from the others.
+    """
 
     terms: Annotated[list[TermSection], Field(min_length=1)]
     train: Train = Train()
+    freeze: list[Annotated[int, Ge(0)] | Literal["embeddings", "head"]] = []
+    mutual: list[StudentSection] = []
 
     def objective(self) -> Objective:
         """The objective of this stage."""
         return Objective([term.term() for term in self.terms])
+
+
+class AssistantSection(Section):
+    """A teacher assistant: a student of the teacher that teaches the next one in the chain. Its terms are the recipe's
+    own where it has none."""
+
+    student: StudentSection
+    distill: Annotated[list[StageSection], Field(min_length=1)] | None = None
 
 
 class RefineSection(Section):
@@ -172,10 +199,60 @@ class Recipe(Section):
     data: DataSection
     teacher: TeacherSection
     student: StudentSection
+    assistants: list[AssistantSection] = []
+    generations: Annotated[int, Ge(1)] = 1
     distill: Annotated[list[StageSection], Field(min_length=1)]
     refine: RefineSection | None = None
     evaluate: EvaluateSection = EvaluateSection()
     export: ExportSection = ExportSection()
+
+    @model_validator(mode="after")
+    def _known_teachers(self) -> Self:
+        names = [TEACHER, *(other.name for other in self.teacher.others)]
+        stages = [*self.distill, *(stage for one in self.assistants for stage in one.distill or ())]
+        wrong = []
+        for stage in stages:
+            known = [*names, *([PEERS] if stage.mutual else [])]
+            asked = [term.teacher for term in stage.terms if term.teacher is not None]
+            wrong += [unknown_name("teacher", name, known) for name in asked if name not in known]
+            if stage.mutual and PEERS not in asked:
+                wrong.append("Students that learn together need a term with teacher: peers.")
+        if wrong:
+            raise ValueError(" ".join(dict.fromkeys(wrong)))
+        if self.teacher.route not in (None, CONFIDENT) and self.data.unlabelled is not None:
+            raise ValueError("Rows without labels have no column that routes them to a teacher; set route: confident")
+        if (self.assistants or self.generations > 1) and self.teacher.others:
+            raise ValueError("A chain of assistants or generations starts from one teacher; leave out teacher.others")
+        return self
+
+    @model_validator(mode="after")
+    def _fitting_students(self) -> Self:
+        chain = [one.student for one in self.assistants]
+        stages = [*self.distill, *(stage for one in self.assistants for stage in one.distill or ())]
+        further = [*chain, *(peer for stage in stages for peer in stage.mutual)]
+        if any(one.initialise == "pretrained" for one in (self.student, *further)) and self.teacher.train is None:
+            raise ValueError(
+                "initialise: pretrained is the model before it is trained here, and this teacher isn't: it is taken as "
+                "it is (no teacher.train). Leave out initialise"
+            )
+        if any(one.vocabulary is not None for one in further):
+            raise ValueError(
+                "'vocabulary' is written in 'student' alone: assistants and students that learn along have the same"
+            )
+        return self
+
+    @property
+    def chain(self) -> list[AssistantSection]:
+        """Who teaches whom between teacher and student: the assistants, then the student's earlier generations."""
+        return [*self.assistants, *[AssistantSection(student=self.student)] * (self.generations - 1)]
+
+    @property
+    def combination(self) -> Combination | None:
+        """How several teachers are combined; None for one."""
+        if not self.teacher.others:
+            return None
+        weights = {TEACHER: self.teacher.weight, **{other.name: other.weight for other in self.teacher.others}}
+        return Combination(weights, self.teacher.route)
 
     @property
     def roles(self) -> list[str]:
@@ -183,7 +260,8 @@ class Recipe(Section):
         found = ["student"]
         if self.evaluate.baseline:
             found.append("baseline")
-            cut_here = self.teacher.train is not None and self.student.origin == "teacher"
+            student = self.student  # with other weights than the teacher's, its baseline is that cut already
+            cut_here = self.teacher.train and student.origin == "teacher" and student.initialise == "teacher"
             if self.evaluate.pretrained_baseline and cut_here:
                 found.append("pretrained_baseline")
         return found

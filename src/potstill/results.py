@@ -219,6 +219,8 @@ def described(recipe: Recipe, role: str) -> str:
     """What a model of the comparison is, in a few words."""
     settings = recipe.teacher.train
     how = "taken as it is" if settings is None else f"trained here for {settings.epochs:g} epochs"
+    if role.startswith("assistant-"):
+        return f"number {role.partition('-')[2]} in the chain between teacher and student"
     return {
         "teacher": f"{recipe.teacher.model}, {how}",
         "student": "distilled from the teacher",

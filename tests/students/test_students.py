@@ -2,15 +2,17 @@
 
 import pytest
 import torch
-from tiny import FAMILIES, tiny_batch, tiny_model
+from tiny import CONVOLUTIONAL, ENCODER_DECODERS, FAMILIES, PATCHES, STAGED, tiny_batch, tiny_inputs, tiny_model
 
 from potstill.errors import MappingError, ModelError
 from potstill.knowledge import describe
 from potstill.knowledge.architectures import layer_prefix, layers_of
 from potstill.students import build_student
 
+CUT = (*FAMILIES, *PATCHES)
 
-@pytest.mark.parametrize("family", FAMILIES)
+
+@pytest.mark.parametrize("family", CUT)
 def test_the_right_layers_and_everything_else_are_copied(family):
     teacher = tiny_model(family, layers=4)
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
@@ -32,7 +34,7 @@ def test_the_right_layers_and_everything_else_are_copied(family):
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CUT)
 def test_a_student_shares_no_memory_with_its_teacher_and_works(family):
     teacher = tiny_model(family, layers=4)
     student = build_student(teacher, layers=2)
@@ -40,13 +42,13 @@ def test_a_student_shares_no_memory_with_its_teacher_and_works(family):
     assert not theirs & {parameter.data_ptr() for parameter in student.parameters()}
     assert type(student) is type(teacher)
     assert not student.training
-    assert student(**tiny_batch()).logits.shape == (3, 2)
+    assert student(**tiny_inputs(family)).logits.shape == (3, 2)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CUT)
 def test_a_cut_student_computes_what_the_kept_layers_compute(family):
     teacher = tiny_model(family, layers=4)
-    batch = tiny_batch()
+    batch = tiny_inputs(family)
     kept = [0, 1] if family == "modernbert" else [0, 2]  # there, a layer's place decides how far it looks
     student = build_student(teacher, layers=kept)
     layers = layers_of(teacher)
@@ -157,8 +159,24 @@ def test_what_can_not_be_built_is_said(options, message):
 
 
 def test_a_family_whose_layers_are_unknown_is_refused():
-    from transformers import MobileBertConfig, MobileBertForSequenceClassification
+    from transformers import AlbertConfig, AlbertForSequenceClassification
 
     sizes = {"num_hidden_layers": 1, "hidden_size": 32, "embedding_size": 32, "num_attention_heads": 4}
-    with pytest.raises(ModelError, match="mobilebert"):
-        build_student(MobileBertForSequenceClassification(MobileBertConfig(vocab_size=30, **sizes)), layers=1)
+    with pytest.raises(ModelError, match="albert"):
+        build_student(AlbertForSequenceClassification(AlbertConfig(vocab_size=30, **sizes)), layers=1)
+
+
+@pytest.mark.parametrize("family", [*ENCODER_DECODERS, *STAGED, *CONVOLUTIONAL])
+def test_layers_in_stacks_and_stages_are_not_cut(family):
+    with pytest.raises(ModelError, match=r"in stacks|no list of layers"):
+        build_student(tiny_model(family), layers=1)
+
+
+@pytest.mark.parametrize("family", PATCHES)
+def test_a_cut_student_of_images_is_saved_and_loaded(family, tmp_path):
+    student = build_student(tiny_model(family, layers=4), layers=2)
+    student.save_pretrained(tmp_path)
+    loaded = type(student).from_pretrained(tmp_path)
+    assert describe(loaded).layers == 2
+    with torch.no_grad():
+        assert torch.equal(loaded(**tiny_inputs(family)).logits, student(**tiny_inputs(family)).logits)

@@ -7,7 +7,7 @@ from tiny import PLAIN, save_folder, tiny_model, tiny_rows, tiny_texts, tiny_tok
 
 from potstill.errors import ModelError
 from potstill.knowledge import describe, observe
-from potstill.objective import Objective
+from potstill.objective import Objective, Scene
 from potstill.tasks import TextClassification, load_tokenizer
 
 NAN = float("nan")
@@ -113,9 +113,8 @@ def test_rows_without_a_label_add_nothing_to_the_labels_term_and_no_nan_to_the_g
         model = tiny_model(labels=len(task.names))
         batch = batch_of(task, rows)
         objective = Objective([{"knowledge": "labels"}]).bind(describe(model), None, task.defaults())
-        found = objective(
-            observe(model, batch, objective.needs("student")), None, task.targets(batch), task.masks(batch)
-        )
+        scene = Scene(task.targets(batch), task.masks(batch))
+        found = objective(observe(model, batch, objective.needs("student")), None, scene)
         found.total.backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
         assert found.total.isfinite()

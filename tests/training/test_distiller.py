@@ -46,7 +46,7 @@ def test_the_teacher_gets_no_gradient_stays_in_eval_mode_and_is_left_as_it_was()
     assert all(p.requires_grad for p in teacher.parameters())
     assert all(p.grad is not None for p in distiller.projectors.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
-    seen = distiller.teach(batch())
+    seen = distiller.teach(batch())["teacher"]
     assert not any(t.requires_grad for t in (seen.logits, *seen.hidden.values(), *seen.values.values()))
 
 
@@ -68,7 +68,7 @@ def test_the_teacher_does_not_run_in_the_students_autocast():
     student, teacher = pair()
     distiller = Distiller(student, Objective([Term("hidden")]), TASK, teacher)
     with torch.autocast("cpu", torch.bfloat16):
-        assert distiller.teach(batch()).hidden[3].dtype == torch.float32
+        assert distiller.teach(batch())["teacher"].hidden[3].dtype == torch.float32
         assert distiller(batch()).total.dtype == torch.float32
 
 
@@ -105,13 +105,13 @@ def test_what_does_not_fit_is_refused_before_training():
 
 
 def test_an_unknown_family_is_refused_before_training():
-    from transformers import MobileBertConfig, MobileBertForSequenceClassification
+    from transformers import AlbertConfig, AlbertForSequenceClassification
 
     sizes = {"num_hidden_layers": 2, "hidden_size": 32, "embedding_size": 32, "num_attention_heads": 4}
     teacher, student = tiny_model(layers=2), None
-    config = MobileBertConfig(vocab_size=teacher.config.vocab_size, **sizes)
-    student = MobileBertForSequenceClassification(config)
-    with pytest.raises(ModelError, match="mobilebert"):
+    config = AlbertConfig(vocab_size=teacher.config.vocab_size, **sizes)
+    student = AlbertForSequenceClassification(config)
+    with pytest.raises(ModelError, match="albert"):
         Distiller(student, Objective([Term("hidden")]), TASK, teacher)
     assert Distiller(student, Objective([Term("logits")]), TASK, teacher)(batch()).total.isfinite()
 

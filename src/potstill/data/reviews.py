@@ -8,6 +8,8 @@ Hutto, Gilbert: "VADER: A Parsimonious Rule-based Model for Sentiment Analysis o
 - The two thresholds give exactly 2,000 test and 1,000 validation rows for the default choice (15.3 % and 7.7 % of it);
   other choices get about the same shares.
 - Of sentences that are equal but for case and white space, across all sources, the first one is kept.
+- With four classes, a rating of 2 or more (of 4) in size is very negative or very positive: for methods that compare
+  the classes besides the true one, which two classes don't have.
 - HTML entities (``&amp;``) are what the collection of the texts left behind; they are turned into characters.
 """
 
@@ -33,6 +35,9 @@ FILES = {
 }
 DEFAULT_SOURCES = ("film", "product")
 DEFAULT_MARGIN = 0.5
+DEFAULT_CLASSES = 2
+CLASSES = (2, 4)
+STRONG = 2.0  # the least size of a rating that is called very positive or very negative
 TEST_BELOW = 0.15476
 VALIDATION_BELOW = 0.23027
 _SCHEMA = pa.schema(
@@ -47,12 +52,9 @@ _SCHEMA = pa.schema(
 
 
 def reviews_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Check ``sources`` and ``margin`` and fill in the defaults; `DataError` lists every problem."""
-    problems = [
-        unknown_name("option of the sample reviews", name, ("sources", "margin"))
-        for name in options
-        if name not in ("sources", "margin")
-    ]
+    """Check ``sources``, ``margin`` and ``classes`` and fill in the defaults; `DataError` lists every problem."""
+    known = ("sources", "margin", "classes")
+    problems = [unknown_name("option of the sample reviews", name, known) for name in options if name not in known]
     sources = options.get("sources", DEFAULT_SOURCES)
     sources = [sources] if isinstance(sources, str) else sources
     if not isinstance(sources, list | tuple):
@@ -64,12 +66,20 @@ def reviews_options(options: Mapping[str, Any]) -> dict[str, Any]:
     margin = options.get("margin", DEFAULT_MARGIN)
     if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin < 4:
         problems.append(problem("The margin of reviews is a number from 0 to below 4", given=repr(margin)))
+    classes = options.get("classes", DEFAULT_CLASSES)
+    if classes not in CLASSES or isinstance(classes, bool):
+        problems.append(problem("The classes of reviews are 2 or 4 in number", given=repr(classes)))
     if problems:
         raise DataError("\n".join(problems))
-    return {"sources": tuple(sources), "margin": float(margin)}
+    return {"sources": tuple(sources), "margin": float(margin), "classes": classes}
 
 
-def read_reviews(folder: Path, sources: Sequence[str] = DEFAULT_SOURCES, margin: float = DEFAULT_MARGIN) -> DatasetDict:
+def read_reviews(
+    folder: Path,
+    sources: Sequence[str] = DEFAULT_SOURCES,
+    margin: float = DEFAULT_MARGIN,
+    classes: int = DEFAULT_CLASSES,
+) -> DatasetDict:
     """Rated sentences as train, validation and test.
 
     Args:
@@ -77,9 +87,10 @@ def read_reviews(folder: Path, sources: Sequence[str] = DEFAULT_SOURCES, margin:
         sources: of film, product, tweets, editorials; in this order whatever the order given.
         margin: leave out sentences whose mean rating lies nearer to 0 than this, in points of the scale -4 ... 4. With
             0 only those rated exactly 0 are left out, which have no side.
+        classes: 2, or 4 with "very negative" and "very positive" for strong ratings.
 
     Returns:
-        columns text, label ("negative" or "positive"), rating, source, id. The rows of a split stand in the order of
+        columns text, label ("negative", "positive", …), rating, source, id. The rows of a split stand in the order of
         their hash, so that the first n of them are a fair sample.
     """
     splits: dict[str, list[tuple[float, dict[str, Any]]]] = {"train": [], "validation": [], "test": []}
@@ -90,6 +101,8 @@ def read_reviews(folder: Path, sources: Sequence[str] = DEFAULT_SOURCES, margin:
             if not key or key in seen or abs(row["rating"]) < margin or row["rating"] == 0:
                 continue
             seen.add(key)
+            if classes == 4 and abs(row["rating"]) >= STRONG:
+                row["label"] = f"very {row['label']}"
             place = draw(key)
             split = "test" if place < TEST_BELOW else "validation" if place < VALIDATION_BELOW else "train"
             splits[split].append((place, row))

@@ -1,20 +1,24 @@
 """Rows under the names that tasks know (``text``, ``text_pair``, ``labels``), and rows without labels beside them."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from datasets import Sequence as SequenceFeature
 
+from potstill.checks import problem
 from potstill.data.columns import TextColumns, normalised_text
+from potstill.errors import DataError
 
 IGNORED = -100
-STANDARD = ("text", "text_pair", "labels")
+ROUTE = "teacher"
 
 
 def standard_columns(dataset: DatasetDict, columns: TextColumns) -> dict[str, Dataset]:
-    """Each split with the columns ``text``, ``text_pair`` (if there is one) and ``labels``, and no others."""
+    """Each split with the columns ``text``, ``text_pair`` (if there is one), ``labels`` and ``teacher`` (where rows are
+    routed), and no others."""
     return {split: _standard(rows, columns) for split, rows in dataset.items()}
 
 
@@ -22,8 +26,42 @@ def _standard(rows: Dataset, columns: TextColumns) -> Dataset:
     wanted = {columns.text: "text", "labels": "labels"}
     if columns.text_pair is not None:
         wanted[columns.text_pair] = "text_pair"
+    if ROUTE in rows.column_names and isinstance(rows.features[ROUTE], ClassLabel):
+        wanted[ROUTE] = ROUTE
     rows = rows.select_columns(list(wanted))
     return rows.rename_columns({old: new for old, new in wanted.items() if old != new})
+
+
+def routed(dataset: DatasetDict, column: str, names: Sequence[str]) -> DatasetDict:
+    """The dataset with a column ``teacher``: the number of the teacher that each training row learns from.
+
+    Args:
+        column: holds the teachers' names in the training split.
+        names: the teachers, in the order of their numbers.
+
+    Raises:
+        DataError: the column isn't there, or holds something that is no teacher's name; with counts.
+    """
+    train = dataset["train"]
+    if column not in train.column_names:
+        raise DataError(
+            problem(
+                f"There is no column '{column}' that says which teacher a row learns from",
+                given=", ".join(train.column_names),
+                do="Name the column with teacher.route, or set it to 'confident'",
+            )
+        )
+    values = ["" if value is None else str(value) for value in train[column]]
+    if strangers := Counter(value for value in values if value not in names):
+        listed = ", ".join(f"{value!r} ({count} rows)" for value, count in strangers.most_common(5))
+        raise DataError(
+            problem(f"The column '{column}' names teachers that there aren't", given=listed, do=f"Known: {list(names)}")
+        )
+    if ROUTE in train.column_names:
+        train = train.remove_columns(ROUTE)
+    numbers = [list(names).index(value) for value in values]
+    train = train.add_column(ROUTE, numbers).cast_column(ROUTE, ClassLabel(names=list(names)))
+    return DatasetDict({**dataset, "train": train})
 
 
 def with_labels(rows: Dataset) -> Dataset:
@@ -76,6 +114,12 @@ def _keys(texts: Sequence[Sequence[str | None]]) -> list[tuple[str, ...]]:
 def joined(parts: Sequence[Dataset]) -> Dataset:
     """Rows one after the other."""
     return parts[0] if len(parts) == 1 else concatenate_datasets(list(parts))
+
+
+def side_by_side(rows: Dataset, others: Dataset, names: Mapping[str, str]) -> Dataset:
+    """Rows with some columns of the same rows as they stand elsewhere, under new names: {there: here}."""
+    found = others.select_columns([name for name in names if name in others.column_names])
+    return concatenate_datasets([rows, found.rename_columns({n: names[n] for n in found.column_names})], axis=1)
 
 
 def in_order(rows: Dataset, names: Sequence[str], wanted: Sequence[str]) -> Dataset:

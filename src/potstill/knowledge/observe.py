@@ -9,15 +9,20 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from potstill.checks import problem
 from potstill.errors import ModelError
 from potstill.knowledge.taps import tapped
-from potstill.knowledge.types import Knowledge, Needs
+from potstill.knowledge.types import LAYERED, Knowledge, Needs
 
+IGNORED = -100  # the label of a position without one, as transformers writes it
 TARGETS = ("labels", "label", "label_ids")
+TEACHERS = "teacher_"
+"""The prefix of the columns that hold a row as teachers read it, where they have another tokenizer than the student."""
+READ = ("input_ids", "attention_mask", "token_type_ids")
 
 
 @lru_cache(maxsize=64)
@@ -31,33 +36,70 @@ def inputs_for(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, An
     return {name: value for name, value in batch.items() if name in known}
 
 
-class Observer:
-    """A model and what is asked of it; call it with a batch. Its mode and gradients are the caller's business."""
+def own_columns(batch: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+    """A batch as a model with a tokenizer of its own reads it: the columns of its prefix, without it, before others.
 
-    def __init__(self, model: PreTrainedModel, needs: Needs) -> None:
+    A batch without such columns is read as it is.
+    """
+    own = {name.removeprefix(prefix): value for name, value in batch.items() if prefix and name.startswith(prefix)}
+    if not own:
+        return batch
+    return {**{name: value for name, value in batch.items() if name not in READ}, **own}
+
+
+class Observer:
+    """A model and what is asked of it; call it with a batch. Its mode and gradients are the caller's business.
+
+    With a `prefix`, it reads its `own_columns`.
+    """
+
+    def __init__(self, model: PreTrainedModel, needs: Needs, *, prefix: str = "") -> None:
         self.model = model
         self.needs = needs
+        self.prefix = prefix
 
     def __call__(self, batch: Mapping[str, Any]) -> Knowledge:
         """Run the model once on a batch and return what was asked for."""
+        batch = own_columns(batch, self.prefix)
         with tapped(self.model, self.needs) as found:
             output = self.model(**inputs_for(self.model, batch))
-        for kind in ("hidden", "attention", "queries", "keys", "values"):
+        for kind in LAYERED:
             missing = getattr(self.needs, kind) - found.get(kind, {}).keys()
             if missing:
                 raise ModelError(
                     problem(
-                        f"{type(self.model).__name__} gave no {kind} for layers {sorted(missing)}",
+                        f"{type(self.model).__name__} gave no {kind} for layers {sorted(missing, key=str)}",
                         follows="A loss on them would silently be zero",
                         do="Check the layer numbers; a compiled model or a kernel of its own hides them from the taps",
                     )
                 )
         mask = batch.get("attention_mask")
+        decodes = getattr(self.model.config, "is_encoder_decoder", False)
         return Knowledge(
             logits=output.logits if self.needs.logits else None,
             mask=mask.bool() if isinstance(mask, Tensor) else None,
+            decoder_mask=decoder_mask(batch) if decodes else None,
             **found,
         )
+
+
+def decoder_mask(batch: Mapping[str, Any]) -> Tensor | None:
+    """[B,S] true at the positions of an encoder-decoder's decoder that count.
+
+    What says it best, of what the batch has: ``decoder_attention_mask``; ``labels`` [B,S], where they aren't -100 (a
+    position of the decoder predicts the label of the same number); ``decoder_input_ids``, all of which then count; and
+    else ``attention_mask``, since a model that is given nothing to decode (classification) decodes its own input.
+    """
+    labels, ids = batch.get("labels"), batch.get("decoder_input_ids")
+    given = batch.get("decoder_attention_mask")
+    if isinstance(given, Tensor):
+        return given.bool()
+    if isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point():
+        return labels != IGNORED
+    if isinstance(ids, Tensor):
+        return torch.ones_like(ids, dtype=torch.bool)
+    mask = batch.get("attention_mask")
+    return mask.bool() if isinstance(mask, Tensor) else None
 
 
 def observe(model: PreTrainedModel, batch: Mapping[str, Any], needs: Needs) -> Knowledge:

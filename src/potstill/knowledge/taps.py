@@ -9,47 +9,36 @@ before dropout, as no published loss compares noise.
 A hidden state is recorded as its layer returned it, before any final norm, in teacher and student alike.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from potstill.checks import problem
 from potstill.errors import ModelError
-from potstill.knowledge.architectures import AttentionModules, architecture, layers_of
-from potstill.knowledge.types import Needs
+from potstill.knowledge.architectures import architecture, cross_attentions, describe, layer_modules, no_such_layer
+from potstill.knowledge.features import tap_features
+from potstill.knowledge.own_attention import tap_own_attention
+from potstill.knowledge.recorder import Recorder
+from potstill.knowledge.types import LAYERED, Layer, Needs
 from potstill.mappings import EMBEDDINGS
 
 FUSED, EAGER = "potstill_sdpa", "potstill_eager"
 
 
-@dataclass
-class Recorder:
-    """What one forward pass has given so far: kind -> layer -> tensor. The first call of a layer counts."""
-
-    needs: Needs
-    layer_of: dict[int, int]  # id of a module -> its layer
-    found: dict[str, dict[int, Tensor]] = field(default_factory=dict)
-    through: Callable[..., Any] = sdpa_attention_forward  # the attention that the model runs itself
-
-    def keep(self, kind: str, layer: int | None, value: Tensor) -> None:
-        """Keep a tensor if it was asked for."""
-        if layer is not None and layer in getattr(self.needs, kind):
-            self.found.setdefault(kind, {}).setdefault(layer, value)
-
-
 _recorder: ContextVar[Recorder | None] = ContextVar("potstill_recorder", default=None)
 
 
-def _record_inputs(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Recorder | None, int | None]:
+def _record_inputs(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor
+) -> tuple[Recorder | None, Layer | None]:
     recorder = _recorder.get()
     layer = recorder.layer_of.get(id(module)) if recorder else None
     if recorder is not None:
@@ -76,18 +65,22 @@ def eager_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    position_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(Q K^T scaling + mask) V written out, with the probabilities recorded before dropout."""
+    """softmax(Q K^T scaling + position bias + mask) V written out; scores and probabilities before dropout recorded."""
     recorder, layer = _record_inputs(module, query, key, value)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if position_bias is not None:
+        scores = scores + position_bias
     if attention_mask is not None:
         scores = scores + attention_mask[..., : key.shape[-2]]
     probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     if recorder is not None:
+        recorder.keep("scores", layer, scores)
         recorder.keep("attention", layer, probabilities)
     dropped = nn.functional.dropout(probabilities, p=dropout, training=module.training)
     return (dropped @ value).transpose(1, 2).contiguous(), probabilities
@@ -99,11 +92,44 @@ AttentionMaskInterface.register(FUSED, sdpa_mask)
 AttentionMaskInterface.register(EAGER, eager_mask)
 
 
+def check_needs(model: PreTrainedModel, needs: Needs) -> None:
+    """Raise `ModelError` if something that is asked for can't be observed in this model as it was loaded."""
+    if not any(getattr(needs, kind) for kind in LAYERED):
+        return
+    row, name = architecture(model), type(model).__name__
+    if row.layers is None and (needs.hidden or needs.maps or needs.relations):
+        asked = [kind for kind in LAYERED if getattr(needs, kind) and kind != "features"]
+        given = f"{', '.join(asked)} of {name}"
+        way = "Distil its logits or its features"
+        raise ModelError(
+            problem("A convolutional network has neither hidden states nor attention", given=given, do=way)
+        )
+    if needs.features and row.features is None:
+        way = "Distil its hidden states"
+        raise ModelError(problem("Only models of images have features", given=f"features of {name}", do=way))
+    layers, shape = layer_modules(model), describe(model)
+    attending = layers.keys() | cross_attentions(model).keys()
+    known: dict[str, Set[Layer]] = dict.fromkeys(LAYERED, attending)
+    known["hidden"] = layers.keys() | {below(layer) for layer in layers}
+    known["features"] = set(range(len(shape.channels)))
+    for kind in LAYERED:
+        for layer in sorted(getattr(needs, kind) - known[kind], key=str):
+            count = len(shape.channels) if kind == "features" else shape.layers
+            raise ModelError(no_such_layer(f"The {kind} of {name}", layer, shape.stacks, count))
+    if needs.maps:
+        check_attention_maps(model)
+
+
+def below(layer: Layer) -> Layer:
+    """The name of what enters the stack that a layer is in."""
+    return (layer[0], EMBEDDINGS) if isinstance(layer, tuple) else EMBEDDINGS
+
+
 def check_attention_maps(model: PreTrainedModel) -> None:
     """Raise `ModelError` if attention maps can't be observed in this model as it was loaded."""
-    own = architecture(model).modules is not None
-    implementation = model.config._attn_implementation
-    if not own and implementation != "eager":
+    if architecture(model).modules is not None:
+        return
+    for implementation in {config._attn_implementation for config in _configs(model)} - {"eager"}:
         raise ModelError(
             problem(
                 "Attention maps can be observed in eager attention only",
@@ -115,73 +141,72 @@ def check_attention_maps(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def tapped(model: PreTrainedModel, needs: Needs) -> Iterator[dict[str, dict[int, Tensor]]]:
-    """Collect `needs` from the forward passes made inside the context: kind -> layer -> tensor."""
-    layers = list(layers_of(model)) if needs.hidden or needs.attention or needs.relations else []
-    recorder = Recorder(needs, {id(module): i for i, layer in enumerate(layers) for module in layer.modules()})
+def tapped(model: PreTrainedModel, needs: Needs) -> Iterator[dict[str, dict[Any, Tensor]]]:
+    """Collect `needs` from the forward passes made inside the context: kind -> layer -> tensor.
+
+    Raises:
+        ModelError: something that is asked for can't be observed in this model.
+    """
+    check_needs(model, needs)
+    layers = layer_modules(model) if needs.hidden or needs.maps or needs.relations else {}
+    recorder = Recorder(needs, {})
     with ExitStack() as stack:
         if needs.hidden:
             _tap_hidden(layers, recorder, stack)
-        if needs.attention or needs.relations:
-            modules = architecture(model).modules
-            if modules is not None:
-                _tap_modules(layers, modules, model.config.num_attention_heads, recorder, stack)
+        if needs.maps or needs.relations:
+            row = architecture(model)
+            if row.modules is not None:
+                tap_own_attention(layers, row.modules, recorder, stack)
             else:
+                attending = {**layers, **cross_attentions(model)}  # a cross-attention is inside a layer: it comes last
+                recorder.layer_of |= {id(part): layer for layer, m in attending.items() for part in m.modules()}
                 _tap_interface(model, recorder, stack)
+        if needs.features:
+            features = architecture(model).features
+            assert features is not None
+            tap_features(model, features, recorder, stack)
         yield recorder.found
 
 
-def _tap_hidden(layers: list[nn.Module], recorder: Recorder, stack: ExitStack) -> None:
-    def after(index: int) -> Callable[..., None]:
+def _tap_hidden(layers: Mapping[Layer, nn.Module], recorder: Recorder, stack: ExitStack) -> None:
+    def after(layer: Layer) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            recorder.keep("hidden", index, output[0] if isinstance(output, tuple) else output)
+            recorder.keep("hidden", layer, output[0] if isinstance(output, tuple) else output)
 
         return hook
 
-    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        recorder.keep("hidden", EMBEDDINGS, args[0] if args else kwargs["hidden_states"])
+    def before(layer: Layer) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            recorder.keep("hidden", layer, args[0] if args else kwargs["hidden_states"])
 
-    if EMBEDDINGS in recorder.needs.hidden:
-        stack.callback(layers[0].register_forward_pre_hook(before, with_kwargs=True).remove)
-    for index, layer in enumerate(layers):
-        if index in recorder.needs.hidden:
-            stack.callback(layer.register_forward_hook(after(index)).remove)
+        return hook
+
+    for layer, module in layers.items():
+        first = (layer[1] if isinstance(layer, tuple) else layer) == 0
+        if first and below(layer) in recorder.needs.hidden:
+            stack.callback(module.register_forward_pre_hook(before(below(layer)), with_kwargs=True).remove)
+        if layer in recorder.needs.hidden:
+            stack.callback(module.register_forward_hook(after(layer)).remove)
+
+
+def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
+    """The configs that a model's parts read, outermost first: each stack of T5 has a copy of its own."""
+    parts = (part for part in model.modules() if isinstance(part, PreTrainedModel))
+    return list({id(part.config): part.config for part in parts}.values())
 
 
 def _tap_interface(model: PreTrainedModel, recorder: Recorder, stack: ExitStack) -> None:
-    if recorder.needs.attention:
-        check_attention_maps(model)
-    config = model.config
-    before = config._attn_implementation
-    config._attn_implementation = EAGER if before == "eager" else FUSED
-    if before in ALL_MASK_ATTENTION_FUNCTIONS and ALL_MASK_ATTENTION_FUNCTIONS[before] is sdpa_mask:
-        recorder.through = ALL_ATTENTION_FUNCTIONS[before]  # sdpa, or what takes its place while training
-    stack.callback(setattr, config, "_attn_implementation", before)
+    configs = _configs(model)
+    before = [config._attn_implementation for config in configs]
+    stack.callback(_set_attention, configs, before)
+    _set_attention(configs, [EAGER if name == "eager" else FUSED for name in before])
+    for name in before:
+        if name in ALL_MASK_ATTENTION_FUNCTIONS and ALL_MASK_ATTENTION_FUNCTIONS[name] is sdpa_mask:
+            recorder.through = ALL_ATTENTION_FUNCTIONS[name]  # sdpa, or what takes its place while training
     token = _recorder.set(recorder)
     stack.callback(_recorder.reset, token)
 
 
-def _tap_modules(
-    layers: list[nn.Module], paths: AttentionModules, heads: int, recorder: Recorder, stack: ExitStack
-) -> None:
-    def projected(kind: str, index: int) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            batch, length, width = output.shape
-            recorder.keep(kind, index, output.view(batch, length, heads, width // heads).transpose(1, 2))
-
-        return hook
-
-    def maps(index: int) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            recorder.keep("attention", index, args[0])
-
-        return hook
-
-    kinds = {"queries": paths.query, "keys": paths.key, "values": paths.value}
-    for index, layer in enumerate(layers):
-        for kind, path in kinds.items():
-            if index in getattr(recorder.needs, kind):
-                stack.callback(layer.get_submodule(path).register_forward_hook(projected(kind, index)).remove)
-        if index in recorder.needs.attention:
-            dropout = layer.get_submodule(paths.dropout)
-            stack.callback(dropout.register_forward_pre_hook(maps(index)).remove)
+def _set_attention(configs: list[PreTrainedConfig], names: list[str | None]) -> None:
+    for config, name in zip(configs, names, strict=True):  # outermost first, since a config sets its parts too
+        config._attn_implementation = name

@@ -1,7 +1,16 @@
 """`Needs` says what an objective asks of a model; `Knowledge` holds what was observed.
 
-Both are frozen records. Left of them code knows models, right of them only tensors. Layers are numbered from 0; the
-output of the embeddings (what enters layer 0) is layer `mappings.EMBEDDINGS`, and exists for hidden states alone.
+Both are frozen records. Left of them code knows models, right of them only tensors.
+
+How layers are named (`Layer`):
+
+- Models with one stack number their layers from 0. Hierarchical models (Swin, SegFormer, PVTv2) number their blocks
+  through all stages.
+- Encoder-decoders name the stack: ``("encoder", 0)``, ``("decoder", 0)``; the cross-attention of a decoder layer is
+  ``("cross", 0)``, and has attention, scores, queries, keys and values, but no hidden states.
+- What enters layer 0, the output of the embeddings, is layer `mappings.EMBEDDINGS`, or ``("encoder", EMBEDDINGS)``. It
+  exists for hidden states alone.
+- Features are numbered by stage, from 0. Where all stages have one resolution (ViT), each layer is a stage.
 """
 
 from collections.abc import Mapping
@@ -9,7 +18,13 @@ from dataclasses import dataclass, field, fields
 
 from torch import Tensor
 
-NO_LAYERS: frozenset[int] = frozenset()
+Layer = int | tuple[str, int]
+"""A layer's number, or its stack and number in encoder-decoders."""
+
+NO_LAYERS: frozenset[Layer] = frozenset()
+
+#: The kinds of knowledge that are asked layer by layer.
+LAYERED = ("hidden", "attention", "scores", "queries", "keys", "values", "features")
 
 
 @dataclass(frozen=True)
@@ -17,35 +32,56 @@ class Needs:
     """What to observe, layer by layer. Nothing else is collected, and nothing else costs anything."""
 
     logits: bool = False
-    hidden: frozenset[int] = NO_LAYERS
-    attention: frozenset[int] = NO_LAYERS
-    queries: frozenset[int] = NO_LAYERS
-    keys: frozenset[int] = NO_LAYERS
-    values: frozenset[int] = NO_LAYERS
+    hidden: frozenset[Layer] = NO_LAYERS
+    attention: frozenset[Layer] = NO_LAYERS
+    scores: frozenset[Layer] = NO_LAYERS
+    queries: frozenset[Layer] = NO_LAYERS
+    keys: frozenset[Layer] = NO_LAYERS
+    values: frozenset[Layer] = NO_LAYERS
+    features: frozenset[int] = frozenset()
 
     def __or__(self, other: "Needs") -> "Needs":
         """The union of two needs."""
         return Needs(**{f.name: getattr(self, f.name) | getattr(other, f.name) for f in fields(self)})
 
     @property
-    def relations(self) -> frozenset[int]:
+    def relations(self) -> frozenset[Layer]:
         """The layers of which queries, keys or values are asked."""
         return self.queries | self.keys | self.values
+
+    @property
+    def maps(self) -> frozenset[Layer]:
+        """The layers of which attention probabilities or scores are asked: what only eager attention forms."""
+        return self.attention | self.scores
 
 
 @dataclass(frozen=True)
 class Knowledge:
     """What was observed in one forward pass.
 
-    Shapes: logits [B,V] (one answer a row) or [B,S,V]; hidden[layer] [B,S,D]; attention[layer] [B,H,S,S], probabilities
-    before dropout; queries, keys, values [B,H,S,D/H] after rotary embedding and norms, grouped heads still grouped;
-    mask [B,S], True at tokens that are not padding.
+    Shapes:
+        logits: [B,V] (one answer a row), [B,S,V] (one a token) or [B,V,H,W] (one a pixel).
+        hidden[layer]: [B,S,D], as the layer returned it, before any final norm.
+        attention[layer]: [B,H,S,S], probabilities before dropout; queries come first, so cross-attention gives
+            [B,H,S_decoder,S_encoder], and spatial reduction (SegFormer, PVTv2) fewer keys than queries.
+        scores[layer]: as attention; what it takes the softmax of, scaled as the family scales (T5 doesn't), position
+            bias and mask included (a masked key holds about the lowest number of the dtype).
+        queries, keys, values[layer]: [B,H,S,D/H] after rotary embedding and norms, grouped heads still grouped.
+        features[stage]: [B,C,H,W], rows of pixels from top to bottom.
+        mask: [B,S], True at tokens that are not padding; the encoder's in encoder-decoders, None for images.
+        decoder_mask: [B,S_decoder], True at positions of the decoder that count; None in models with one stack.
+
+    Swin attends within windows: its attention, scores, queries, keys and values have B times the number of windows
+    where others have B, row by row of the image, and S is what one window holds.
     """
 
     logits: Tensor | None = None
-    hidden: Mapping[int, Tensor] = field(default_factory=dict)
-    attention: Mapping[int, Tensor] = field(default_factory=dict)
-    queries: Mapping[int, Tensor] = field(default_factory=dict)
-    keys: Mapping[int, Tensor] = field(default_factory=dict)
-    values: Mapping[int, Tensor] = field(default_factory=dict)
+    hidden: Mapping[Layer, Tensor] = field(default_factory=dict)
+    attention: Mapping[Layer, Tensor] = field(default_factory=dict)
+    scores: Mapping[Layer, Tensor] = field(default_factory=dict)
+    queries: Mapping[Layer, Tensor] = field(default_factory=dict)
+    keys: Mapping[Layer, Tensor] = field(default_factory=dict)
+    values: Mapping[Layer, Tensor] = field(default_factory=dict)
     mask: Tensor | None = None
+    features: Mapping[int, Tensor] = field(default_factory=dict)
+    decoder_mask: Tensor | None = None

@@ -2,7 +2,7 @@
 
 Decisions:
 - This namespace is the registry: a term's `loss: hidden_mse` is the function of that name in `__all__`. One file is one
-  family, and says what knowledge the loss compares.
+  family, and says what knowledge the loss compares; logits have three (`divergence`, `bounded`, `logits`).
 - Nothing is reduced here; that is `potstill.reduce.masked_mean`, with the same mask.
 - A KL is a true KL (0 when both are equal), T^2 is inside the loss, softmax and divergence are in float32 (in float64
   when the inputs are), under autocast too.
@@ -14,11 +14,27 @@ Decisions:
 """
 
 from potstill.losses.attention import attention_kl, attention_mse
+from potstill.losses.bounded import jensen_shannon, skewed_kl_divergence, skewed_reverse_kl_divergence, total_variation
 from potstill.losses.contrastive import crd, info_nce
+from potstill.losses.dense import channel_kl_divergence, pixel_kl_divergence
+from potstill.losses.divergence import (
+    binary_kl_divergence,
+    kl_divergence,
+    reverse_kl_divergence,
+    soft_cross_entropy,
+    standardised_kl_divergence,
+    symmetric_kl_divergence,
+)
 from potstill.losses.granularity import mgskd_spans, mgskd_tokens
 from potstill.losses.hidden import hidden_cosine, hidden_mse, hidden_normalised_mse
 from potstill.losses.labels import binary_cross_entropy, cross_entropy, squared_error
-from potstill.losses.logits import binary_kl_divergence, kl_divergence, logit_mse
+from potstill.losses.logits import (
+    decoupled_kl_divergence,
+    dist,
+    logit_mse,
+    pseudo_label_cross_entropy,
+    universal_logit_distance,
+)
 from potstill.losses.relation import relation_kl, relation_mse
 from potstill.losses.samples import mgskd_samples, rkd_angle, rkd_distance, similarity_preserving
 from potstill.losses.scores import score_mse
@@ -37,8 +53,11 @@ __all__ = [
     "attention_transfer",
     "binary_cross_entropy",
     "binary_kl_divergence",
+    "channel_kl_divergence",
     "crd",
     "cross_entropy",
+    "decoupled_kl_divergence",
+    "dist",
     "flow_mse",
     "gram_mse",
     "hidden_cka",
@@ -46,18 +65,29 @@ __all__ = [
     "hidden_mse",
     "hidden_normalised_mse",
     "info_nce",
+    "jensen_shannon",
     "kl_divergence",
     "logit_mse",
     "mgskd_samples",
     "mgskd_spans",
     "mgskd_tokens",
     "neuron_selectivity",
+    "pixel_kl_divergence",
+    "pseudo_label_cross_entropy",
     "relation_kl",
     "relation_mse",
+    "reverse_kl_divergence",
     "rkd_angle",
     "rkd_distance",
     "score_mse",
     "similarity_mse",
     "similarity_preserving",
+    "skewed_kl_divergence",
+    "skewed_reverse_kl_divergence",
+    "soft_cross_entropy",
     "squared_error",
+    "standardised_kl_divergence",
+    "symmetric_kl_divergence",
+    "total_variation",
+    "universal_logit_distance",
 ]

@@ -36,6 +36,9 @@ def cut_layers(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
         entries = getattr(config, name, None)
         if isinstance(entries, list | tuple):
             setattr(config, name, [entries[layer] for layer in kept])
+    if getattr(config, "stage_names", None):  # a backbone's stem and layers, of which it gives the last
+        config.stage_names = config.stage_names[: len(kept) + 1]
+        config.set_output_features_output_indices(None, None)
     with torch.random.fork_rng(devices=[]):  # all that is initialised at random here is overwritten
         student = cast(type(model)(config), model.dtype)
     prefix = layer_prefix(model)

@@ -10,10 +10,13 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from potstill.objective import Defaults
+from potstill import losses
+from potstill.knowledge import TEACHERS
 from potstill.tasks.base import Batch, LoadedModel, bars_on_a_terminal, load_pretrained
+from potstill.terms import Defaults
 
 IGNORED = -100
+NUMBERS = ("row", "teacher")  # of the row in the data set, for a memory; of the teacher that it is routed to
 PROBLEM_TYPES: dict[str, Any] = {
     "single_label": "single_label_classification",
     "multi_label": "multi_label_classification",
@@ -21,6 +24,14 @@ PROBLEM_TYPES: dict[str, Any] = {
 }
 _NOT_SOFTMAX = "it normalises over the classes, which are independent here. Use binary_kl_divergence or logit_mse."
 _NO_CLASSES = "a number has no classes to normalise over. Use logit_mse."
+_OF_CLASSES = [
+    name
+    for name in losses.__all__
+    if getattr(losses, name).__module__.rpartition(".")[2] in ("divergence", "bounded", "logits")
+    and name not in ("binary_kl_divergence", "logit_mse")
+]
+"""The losses of logits that take them for one distribution over the classes."""
+
 DEFAULTS = {
     "single_label": Defaults(
         "cross_entropy",
@@ -35,7 +46,7 @@ DEFAULTS = {
         "binary_cross_entropy",
         "binary_kl_divergence",
         {
-            "kl_divergence": _NOT_SOFTMAX,
+            **dict.fromkeys([*_OF_CLASSES, "shift"], _NOT_SOFTMAX),
             "cross_entropy": "a row may have several classes. Use binary_cross_entropy.",
             "squared_error": "labels are classes, not numbers. Use binary_cross_entropy.",
         },
@@ -44,8 +55,7 @@ DEFAULTS = {
         "squared_error",
         "logit_mse",
         {
-            "kl_divergence": _NO_CLASSES,
-            "binary_kl_divergence": _NO_CLASSES,
+            **dict.fromkeys([*_OF_CLASSES, "shift", "binary_kl_divergence"], _NO_CLASSES),
             "cross_entropy": "labels are numbers, not classes. Use squared_error.",
             "binary_cross_entropy": "labels are numbers, not classes. Use squared_error.",
         },
@@ -91,13 +101,15 @@ class TextClassification:
             encoded.pop("attention_mask", None)  # all ones; the collator makes it from the lengths
             return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
 
-        drop = [name for name in rows.column_names if name != "labels"]
+        drop = [name for name in rows.column_names if name not in ("labels", *NUMBERS)]
         with bars_on_a_terminal():
             return rows.map(tokens, batched=True, remove_columns=drop, desc="encoding")
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[Mapping[str, Any]]], Batch]:
-        """Pads to the longest row of the batch, on the tokenizer's side."""
-        return TextCollator(tokenizer, self.problem)
+    def collator(
+        self, tokenizer: PreTrainedTokenizerBase, teachers: PreTrainedTokenizerBase | None = None
+    ) -> Callable[[Sequence[Mapping[str, Any]]], Batch]:
+        """Pads to the longest row of the batch, on the tokenizer's side; the teachers' columns by their tokenizer."""
+        return TextCollator(tokenizer, self.problem, teachers)
 
     def targets(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         """Labels with 0 in place of the NaN of unlabelled rows, so that no NaN reaches a gradient."""
@@ -124,25 +136,37 @@ class TextClassification:
 
 @dataclass(frozen=True)
 class TextCollator:
-    """Encoded rows -> a padded batch: ids, mask, labels."""
+    """Encoded rows -> a padded batch: ids, mask, labels; and the teachers' ids and mask, where they have other ones."""
 
     tokenizer: PreTrainedTokenizerBase
     problem: str
+    teachers: PreTrainedTokenizerBase | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        """Pad on the tokenizer's own side, with its own padding ids; labels int64 for classes, float32 otherwise."""
-        names = [name for name in rows[0] if name in ("input_ids", "token_type_ids")]
-        longest = max(len(row["input_ids"]) for row in rows)
-        padding = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
-        left = self.tokenizer.padding_side == "left"
-
-        def padded(values: Sequence[int], fill: int) -> list[int]:
-            extra = [fill] * (longest - len(values))
-            return [*extra, *values] if left else [*values, *extra]
-
-        batch = {name: torch.tensor([padded(row[name], padding[name]) for row in rows]) for name in names}
-        batch["attention_mask"] = torch.tensor([padded([1] * len(row["input_ids"]), 0) for row in rows])
+        """Pad on each tokenizer's own side, with its own padding ids; labels int64 for classes, float32 otherwise."""
+        batch = _padded(rows, self.tokenizer)
+        if self.teachers is not None:
+            batch |= _padded(rows, self.teachers, TEACHERS)
         if "labels" in rows[0]:
             dtype = torch.long if self.problem == "single_label" else torch.float32
             batch["labels"] = torch.tensor([row["labels"] for row in rows], dtype=dtype)
+        for name in NUMBERS:
+            if name in rows[0]:
+                batch[name] = torch.tensor([row[name] for row in rows], dtype=torch.long)
         return batch
+
+
+def _padded(rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, prefix: str = "") -> Batch:
+    """The columns of a prefix that hold tokens, [B,S] each, and their mask."""
+    ids = f"{prefix}input_ids"
+    fills = {ids: tokenizer.pad_token_id, f"{prefix}token_type_ids": tokenizer.pad_token_type_id}
+    longest = max(len(row[ids]) for row in rows)
+    left = tokenizer.padding_side == "left"
+
+    def padded(values: Sequence[int], fill: int) -> list[int]:
+        extra = [fill] * (longest - len(values))
+        return [*extra, *values] if left else [*values, *extra]
+
+    batch = {n: torch.tensor([padded(row[n], fill) for row in rows]) for n, fill in fills.items() if n in rows[0]}
+    batch[f"{prefix}attention_mask"] = torch.tensor([padded([1] * len(row[ids]), 0) for row in rows])
+    return batch

@@ -19,15 +19,17 @@ from potstill.errors import ModelError
 from potstill.training.distiller import Distiller
 
 MARKER = "complete"
-STUDENT, PROJECTORS = "student.safetensors", "projectors.safetensors"
+STUDENT, PROJECTORS, PEERS = "student.safetensors", "projectors.safetensors", "peers.safetensors"
 
 
 def save_weights(distiller: Distiller, folder: Path) -> None:
-    """Write the student's and the projections' weights; shared tensors once."""
+    """Write the weights of the student, of what trains beside it, and of its peers; shared tensors once."""
     folder.mkdir(parents=True, exist_ok=True)
     _save(distiller.student, folder / STUDENT)
     if len(distiller.projectors):
         _save(distiller.projectors, folder / PROJECTORS)
+    if len(distiller.peers):
+        _save(distiller.peers, folder / PEERS)
 
 
 def load_weights(distiller: Distiller, folder: Path) -> None:
@@ -35,6 +37,8 @@ def load_weights(distiller: Distiller, folder: Path) -> None:
     _load(distiller.student, folder / STUDENT)
     if len(distiller.projectors):
         _load(distiller.projectors, folder / PROJECTORS)
+    if len(distiller.peers):
+        _load(distiller.peers, folder / PEERS)
 
 
 def take_projections(distiller: Distiller, folder: Path) -> None:

@@ -1,11 +1,15 @@
 """`Distiller`: student and projections as one module whose forward is the loss.
 
-DDP and FSDP see every trained parameter in one forward. The teacher is held outside the module tree: it is in no
-`parameters()`, no state dict and no optimiser, runs in eval mode under no-grad, and its outputs carry no gradient.
+DDP and FSDP see every trained parameter in one forward. The teachers are held outside the module tree: they are in no
+`parameters()`, no state dict and no optimiser, run in eval mode under no-grad, and their outputs carry no gradient.
+
+Students that learn together (mutual learning) are peers: whole members of the module, each with projections of its own,
+trained by the same optimiser and checkpointed, but never shipped. Each sees the others as teachers, without gradients.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -14,23 +18,51 @@ from transformers import PreTrainedModel
 
 from potstill.checks import problem
 from potstill.errors import ModelError
-from potstill.knowledge import Knowledge, Observer, describe
-from potstill.knowledge.architectures import cast, layers_of
-from potstill.knowledge.taps import check_attention_maps
-from potstill.objective import BoundObjective, Objective, Parts
+from potstill.knowledge import TEACHERS, Knowledge, Needs, Observer, describe
+from potstill.knowledge.architectures import cast
+from potstill.knowledge.taps import check_needs
+from potstill.objective import BoundObjective, Objective, Parts, Scene
 from potstill.projectors import projector
 from potstill.tasks.base import Task
+from potstill.terms import PEERS, TEACHER, memory_of
+from potstill.training.combination import Combination
+
+ROW = "row"
+"""The column of a batch that numbers its rows in the data set, for terms that keep a memory."""
 
 
-class Distiller(nn.Module):
-    """The student, its projections, and the teacher to learn from (None where only labels teach).
+class Member(nn.Module):
+    """One student with what trains beside it, and its objective bound to its own shape.
+
+    Args:
+        student: the model that is trained.
+        objective: bound to this student and to all that it learns from.
+        rows: of the data set, for memories.
+    """
+
+    def __init__(self, student: PreTrainedModel, objective: BoundObjective, rows: int) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        made: dict[str, nn.Module] = {name: projector(*sizes) for name, sizes in objective.projections().items()}
+        made |= {name: memory_of(term, widths, rows) for name, (term, widths) in objective.memories().items()}
+        self.projectors = nn.ModuleDict(made)
+        self._observe_student = Observer(student, objective.needs("student"))
+
+
+class Distiller(Member):
+    """The student, its projections, and the teachers to learn from (none where only labels teach).
 
     Args:
         student: the model that is trained, and saved as a plain model.
-        objective: the terms; bound here to the shapes of both models.
+        objective: the terms; bound here to the shapes of all models.
         task: says what labels and masks mean.
-        teacher: the model to learn from; put into eval mode, and otherwise left as it was.
-        teacher_dtype: the precision that the teacher runs in, as a copy where it has another; None leaves it as it is.
+        teacher: the model to learn from, or several by name; put into eval mode, and otherwise left as they were.
+        teacher_dtype: the precision that teachers run in, as copies where they have another; None leaves them.
+        peers: further students that learn along, from the same terms, each from all others too.
+        combination: how several teachers are combined; without it, all count alike.
+        rows: of the data set, for terms that keep a memory.
+        own_columns: the teachers have another tokenizer, and read the columns ``teacher_*`` of a batch.
 
     Raises:
         RecipeError: the objective doesn't fit the models.
@@ -43,55 +75,74 @@ class Distiller(nn.Module):
         student: PreTrainedModel,
         objective: Objective,
         task: Task,
-        teacher: PreTrainedModel | None = None,
+        teacher: PreTrainedModel | Mapping[str, PreTrainedModel] | None = None,
         *,
         teacher_dtype: torch.dtype | None = None,
+        peers: Sequence[PreTrainedModel] = (),
+        combination: Combination | None = None,
+        rows: int = 0,
+        own_columns: bool = False,
     ) -> None:
-        super().__init__()
-        self.student = student
+        teachers = by_name(teacher)
+        members = [student, *peers]
+        others = [_others(members, model) for model in members]
+        bound = [
+            bind(objective, model, task, teachers, peers=beside, own_columns=own_columns)
+            for model, beside in zip(members, others, strict=True)
+        ]
+        super().__init__(student, bound[0], rows)
         self.task = task
-        self.objective = bind(objective, student, task, teacher)
-        self.projectors = nn.ModuleDict(
-            {name: projector(*sizes) for name, sizes in self.objective.projections().items()}
-        )
-        self._observe_student = Observer(student, self.objective.needs("student"))
-        for model in (student, teacher):
-            if model is not None and any(term.pairs for term in self.objective.terms):
-                layers_of(model)  # refuses a family whose layers aren't known
-            if model is not None and any(term.kind == "attention" for term in self.objective.terms):
-                check_attention_maps(model)
-        held = None
-        if teacher is not None and self.objective.needs_teacher:
-            if teacher_dtype not in (None, teacher.dtype):
-                teacher = cast(copy.deepcopy(teacher), teacher_dtype)
-            teacher.eval()  # type: ignore[no-untyped-call]
-            held = Observer(teacher, self.objective.needs("teacher"))
-        self.__dict__["_observe_teacher"] = held  # past nn.Module's registration: never a submodule
+        self.combination = combination
+        self.peers = nn.ModuleList(Member(*pair, rows) for pair in zip(peers, bound[1:], strict=True))
+        asked = {name: model for name, model in teachers.items() if bound[0].asked(name)}
+        for model in members:
+            check_needs(model, self.objective.needs("student"))
+        for name, model in asked.items():
+            check_needs(model, self.objective.needs("teacher", name))
+        routed = Needs(logits=combination is not None and combination.confident)
+        held = {}
+        for name, model in asked.items():
+            if teacher_dtype not in (None, model.dtype):
+                model = cast(copy.deepcopy(model), teacher_dtype)
+            model.eval()  # type: ignore[no-untyped-call]
+            held[name] = Observer(
+                model, self.objective.needs("teacher", name) | routed, prefix=TEACHERS if own_columns else ""
+            )
+        self.__dict__["_observe_teachers"] = held  # past nn.Module's registration: never submodules
+
+    @property
+    def teachers(self) -> dict[str, PreTrainedModel]:
+        """The teachers that this objective asks, by name."""
+        observers: dict[str, Observer] = self.__dict__["_observe_teachers"]
+        return {name: observer.model for name, observer in observers.items()}
 
     @property
     def teacher(self) -> PreTrainedModel | None:
-        """The teacher that this objective asks, if any."""
-        observer: Observer | None = self.__dict__["_observe_teacher"]
-        return None if observer is None else observer.model
+        """The teacher that this objective asks, if any; the first of several."""
+        return next(iter(self.teachers.values()), None)
 
     def to(self, *args: Any, **kwargs: Any) -> "Distiller":
-        """Move the teacher along with the student, though it is no submodule; its precision stays its own."""
+        """Move the teachers along with the student, though they are no submodules; their precision stays their own."""
         super().to(*args, **kwargs)
-        if self.teacher is not None:
-            self.teacher.to(self.student.device)  # type: ignore[arg-type]
+        for teacher in self.teachers.values():
+            teacher.to(self.student.device)  # type: ignore[arg-type]
         return self
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Recompute the student's activations in the backward pass, as `Trainer` asks where its arguments say so."""
-        self.student.activation_checkpointing_enable(*args, **kwargs)
+        """Recompute the students' activations in the backward pass, as `Trainer` asks where its arguments say so."""
+        for member in self.members:
+            member.student.activation_checkpointing_enable(*args, **kwargs)
 
-    def teach(self, batch: Mapping[str, Tensor]) -> Knowledge | None:
-        """What the teacher knows of a batch, without gradients."""
-        observer: Observer | None = self.__dict__["_observe_teacher"]
-        if observer is None:
-            return None
+    @property
+    def members(self) -> list[Member]:
+        """The student and its peers."""
+        return [self, *self.peers]
+
+    def teach(self, batch: Mapping[str, Tensor]) -> dict[str, Knowledge]:
+        """What each teacher knows of a batch, without gradients."""
+        observers: dict[str, Observer] = self.__dict__["_observe_teachers"]
         with torch.no_grad(), torch.autocast(self.student.device.type, enabled=False):
-            return observer(batch)
+            return {name: observer(batch) for name, observer in observers.items()}
 
     def forward(
         self,
@@ -100,35 +151,79 @@ class Distiller(nn.Module):
         progress: float = 0.0,
     ) -> Parts:
         """The loss of a micro-batch, with the denominators of the whole accumulation window in `counts`."""
-        return self.objective(
-            self._observe_student(batch),
-            self.teach(batch),
-            self.task.targets(batch),
-            self.task.masks(batch),
+        taught = self.teach(batch)
+        seen = [member._observe_student(batch) for member in self.members]
+        scene = Scene(
+            labels=self.task.targets(batch),
+            masks=self.task.masks(batch),
             counts=counts,
             progress=progress,
-            projectors=self.projectors,  # type: ignore[arg-type]
+            rows=batch.get(ROW),
+            influence=None if self.combination is None else self.combination.influence(taught, batch),
         )
+        found = []
+        for number, member in enumerate(self.members):
+            others = {f"{PEERS} {i}": detached(known) for i, known in enumerate(seen) if i != number}
+            own = replace(scene, modules=dict(member.projectors.items()))
+            found.append(member.objective(seen[number], taught | others, own))
+        if len(found) == 1:
+            return found[0]
+        learned = sum((parts.total for parts in found[1:]), torch.zeros_like(found[0].total))
+        return Parts(found[0].total + learned, {**found[0].terms, PEERS: learned})
 
 
-def bind(objective: Objective, student: PreTrainedModel, task: Task, teacher: PreTrainedModel | None) -> BoundObjective:
-    """An objective bound to two models and a task; refuses models that don't share a vocabulary."""
-    if teacher is student:
-        raise ModelError(
-            problem(
-                "Teacher and student are one object",
-                follows="The teacher would change with the student, and teach it nothing",
-                do="Give a copy: build_student(teacher)",
+def by_name(teacher: PreTrainedModel | Mapping[str, PreTrainedModel] | None) -> dict[str, PreTrainedModel]:
+    """Teachers by name, from one, several or none."""
+    if teacher is None:
+        return {}
+    return dict(teacher) if isinstance(teacher, Mapping) else {TEACHER: teacher}
+
+
+def detached(known: Knowledge) -> Knowledge:
+    """The same record without gradients, as a peer may be learned from."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.detach()
+        return {key: tensor.detach() for key, tensor in value.items()} if isinstance(value, Mapping) else value
+
+    return Knowledge(**{f.name: cut(getattr(known, f.name)) for f in fields(Knowledge)})
+
+
+def _others(members: Sequence[PreTrainedModel], own: PreTrainedModel) -> dict[str, PreTrainedModel]:
+    return {f"{PEERS} {number}": model for number, model in enumerate(members) if model is not own}
+
+
+def bind(
+    objective: Objective,
+    student: PreTrainedModel,
+    task: Task,
+    teacher: PreTrainedModel | Mapping[str, PreTrainedModel] | None,
+    *,
+    peers: Mapping[str, PreTrainedModel] | None = None,
+    own_columns: bool = False,
+) -> BoundObjective:
+    """An objective bound to its models and a task; refuses models that don't share a vocabulary, unless the teachers
+    read columns of their own."""
+    sources = {**by_name(teacher), **(peers or {})}
+    shapes = {name: describe(model) for name, model in sources.items()}
+    own = describe(student)
+    for name, model in sources.items():
+        if model is student:
+            raise ModelError(
+                problem(
+                    "Teacher and student are one object",
+                    follows="The teacher would change with the student, and teach it nothing",
+                    do="Give a copy: build_student(teacher)",
+                )
             )
-        )
-    shapes = describe(student), None if teacher is None else describe(teacher)
-    if shapes[1] is not None and shapes[0].vocabulary != shapes[1].vocabulary:
-        raise ModelError(
-            problem(
-                "Teacher and student have different vocabularies",
-                given=f"student {shapes[0].vocabulary} entries, teacher {shapes[1].vocabulary}",
-                follows="The same ids would mean different words to each, and the student would learn noise",
-                do="Use a student with the teacher's tokenizer",
+        if shapes[name].vocabulary != own.vocabulary and not (own_columns and name not in (peers or {})):
+            raise ModelError(
+                problem(
+                    "Teacher and student have different vocabularies",
+                    given=f"student {own.vocabulary} entries, {name} {shapes[name].vocabulary}",
+                    follows="The same ids would mean different words to each, and the student would learn noise",
+                    do="Use a student with the teacher's tokenizer, or give rows that hold both models' tokens",
+                )
             )
-        )
-    return objective.bind(*shapes, task.defaults())
+    return objective.bind(own, shapes, task.defaults())

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from potstill.objective import Objective
 from potstill.tasks.base import Rows, Task
 from potstill.training.checkpoints import is_last, latest, load_weights, prune, save_weights, take_projections
+from potstill.training.combination import Combination
+from potstill.training.freezing import frozen
 from potstill.training.settings import Precision, TrainSettings
 from potstill.training.trainer import DistillationTrainer, Evaluator
 
@@ -45,10 +47,14 @@ class Lesson:
     tokenizer: PreTrainedTokenizerBase
     rows: Rows
     objective: Objective
-    teacher: PreTrainedModel | None = None
+    teacher: PreTrainedModel | Mapping[str, PreTrainedModel] | None = None
     evaluator: Evaluator | None = None
     metric: str = "accuracy"
     higher_is_better: bool = True
+    peers: Sequence[PreTrainedModel] = ()
+    combination: Combination | None = None
+    freeze: Sequence[int | str] = ()
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None  # where the teachers have another than the student
 
 
 def total_steps(settings: TrainSettings, rows: int, world_size: int = 1) -> tuple[int, int]:
@@ -91,6 +97,9 @@ def train(
         lesson.tokenizer,
         lesson.rows,
         teacher=lesson.teacher,
+        peers=lesson.peers,
+        combination=lesson.combination,
+        teacher_tokenizer=lesson.teacher_tokenizer,
         args=training_arguments(settings, lesson, folder, bfloat16=precision.bfloat16, seed=seed),
         teacher_dtype=torch.bfloat16 if precision.bfloat16 else None,
         evaluator=lesson.evaluator,
@@ -109,7 +118,8 @@ def train(
     if checkpoint is not None and is_last(checkpoint):
         trainer.restore(checkpoint)  # `Trainer` would take one step more
     else:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with frozen(student, lesson.freeze):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if settings.keep == "best" and trainer.best_checkpoint is not None:
         load_weights(trainer.distiller, trainer.best_checkpoint)
     record = _record(trainer, settings)

@@ -12,10 +12,12 @@ What it changes, and why:
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
@@ -26,8 +28,10 @@ from potstill.checks import problem
 from potstill.errors import TrainingError
 from potstill.objective import Objective, Parts
 from potstill.tasks.base import Rows, Task
+from potstill.training.alignment import require_aligned
 from potstill.training.checkpoints import load_weights, mark_complete, prune, save_weights
-from potstill.training.distiller import Distiller
+from potstill.training.combination import Combination
+from potstill.training.distiller import ROW, Distiller
 from potstill.training.dropout import cheap_dropout
 from potstill.training.sampler import LengthGroupedSampler
 
@@ -43,9 +47,12 @@ class DistillationTrainer(Trainer):
         task: the task of both models.
         tokenizer: pads the batches.
         train_dataset: rows as `task.encode` gives them.
-        teacher: the model to learn from; None where only labels teach.
+        teacher: the model to learn from, or several by name; None where only labels teach.
         args: any `TrainingArguments`; columns are never dropped, whatever they say.
-        teacher_dtype: the precision that the teacher runs in.
+        teacher_dtype: the precision that the teachers run in.
+        peers: further students that learn along (mutual learning), trained in place too.
+        combination: how several teachers are combined.
+        teacher_tokenizer: pads the columns ``teacher_*``, where the teachers have another tokenizer than the student.
         evaluator: called with the student at each evaluation; gives metrics by name. None evaluates nothing.
         patience: stop after so many evaluations without a better `args.metric_for_best_model`.
         group_by_length: put rows of like length into one batch.
@@ -65,9 +72,12 @@ class DistillationTrainer(Trainer):
         tokenizer: PreTrainedTokenizerBase,
         train_dataset: Rows,
         *,
-        teacher: PreTrainedModel | None = None,
+        teacher: PreTrainedModel | Mapping[str, PreTrainedModel] | None = None,
         args: TrainingArguments | None = None,
         teacher_dtype: torch.dtype | None = None,
+        peers: Sequence[PreTrainedModel] = (),
+        combination: Combination | None = None,
+        teacher_tokenizer: PreTrainedTokenizerBase | None = None,
         evaluator: Evaluator | None = None,
         patience: int | None = None,
         group_by_length: bool = True,
@@ -80,16 +90,31 @@ class DistillationTrainer(Trainer):
             arguments = copy.copy(arguments)
             arguments._n_gpu = 1
         set_seed(arguments.seed)  # projections are initialised next
-        self.distiller = Distiller(student, objective, task, teacher, teacher_dtype=teacher_dtype)
+        self.distiller = Distiller(
+            student,
+            objective,
+            task,
+            teacher,
+            teacher_dtype=teacher_dtype,
+            peers=peers,
+            combination=combination,
+            rows=len(train_dataset),
+            own_columns=teacher_tokenizer is not None,
+        )
+        if teacher_tokenizer is not None:
+            require_aligned(self.distiller.objective, train_dataset, tokenizer, teacher_tokenizer)
+        if self.distiller.objective.needs_rows:
+            train_dataset = train_dataset.add_column(ROW, np.arange(len(train_dataset)))
         self.evaluator = evaluator
         self.patience = patience
         self.group_by_length = group_by_length
+        self._names: list[str] = []  # of the shares
         self._shares: list[tuple[int, Tensor]] = []  # step, each term's share
         super().__init__(
             model=self.distiller,
             args=arguments,
             train_dataset=train_dataset,
-            data_collator=task.collator(tokenizer),
+            data_collator=task.collator(tokenizer, teacher_tokenizer),
             # `Trainer` wants to see one before it evaluates; the evaluator has its own rows, and never reads it
             eval_dataset=train_dataset if evaluator is not None else None,
             **trainer_options,
@@ -100,7 +125,9 @@ class DistillationTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; on a CPU with dropout that costs little, in forward and recomputed passes alike."""
-        with cheap_dropout(self.distiller.student):
+        with ExitStack() as stack:
+            for member in self.distiller.members:
+                stack.enter_context(cheap_dropout(member.student))
             return super().train(*args, **kwargs)
 
     # ---- data
@@ -141,6 +168,7 @@ class DistillationTrainer(Trainer):
         """The loss of a micro-batch; its shares are kept for the log. DDP averages gradients, hence the world size."""
         progress = self.state.global_step / max(1, self.state.max_steps)
         parts: Parts = model(inputs, counts=num_items_in_batch, progress=progress)
+        self._names = list(parts.terms)
         shares = torch.stack([share.detach().float() for share in parts.terms.values()])
         self._shares.append((self.state.global_step + 1, shares))
         loss = parts.total * self.args.world_size
@@ -156,7 +184,7 @@ class DistillationTrainer(Trainer):
         if self.args.world_size > 1:
             shares = self.accelerator.reduce(shares, reduction="sum")
         shares = shares.cpu()
-        names = [term.name for term in self.distiller.objective.terms]
+        names = self._names
         bad = (~shares.isfinite()).nonzero()
         if len(bad):
             row, _ = bad[0].tolist()

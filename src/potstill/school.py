@@ -1,0 +1,223 @@
+"""Who is trained, from whom, and in which stages: teachers, the chain of assistants, the student and its baselines.
+
+Each is a stage of the run folder: done once from the same inputs, and gone on with where it was stopped.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from potstill.evaluation.predict import predict_logits
+from potstill.evaluation.results import TRAIN, VALIDATION
+from potstill.knowledge import describe
+from potstill.metrics import METRICS, primary, scores
+from potstill.objective import Objective
+from potstill.preflight import load_teacher, start_student
+from potstill.progress import Progress
+from potstill.recipe import AssistantSection
+from potstill.runs import RunFolder, Stage
+from potstill.sections import StudentSection
+from potstill.shipping import fingerprint, save_model
+from potstill.terms import TEACHER
+from potstill.training import TrainSettings, detect_precision
+from potstill.training.stages import Lesson, train
+from potstill.workbench import LABELS_ONLY, Workbench, model_path
+
+BASELINES = ("baseline", "pretrained_baseline")
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """One stage of a model's training: its objective and settings, what is frozen, and who learns along."""
+
+    objective: Objective
+    train: TrainSettings
+    freeze: Sequence[int | str] = ()
+    mutual: Sequence[StudentSection] = ()
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None  # where its teachers have another than it has
+
+
+class School:
+    """Trains everyone of a run, each once."""
+
+    def __init__(self, folder: RunFolder, bench: Workbench, progress: Progress) -> None:
+        self.folder = folder
+        self.path = folder.path
+        self.bench = bench
+        self.recipe = bench.recipe
+        self.progress = progress
+
+    def teachers(self) -> dict[str, Stage]:
+        """Train each teacher, or take it as it is; the first one is called ``teacher``."""
+        first = self.recipe.teacher
+        found = {TEACHER: self._teacher(TEACHER, first.train, self.recipe.seed)}
+        for other in first.others:
+            found[other.name] = self._teacher(other.name, other.train, self.recipe.seed + other.seed)
+        return found
+
+    def _teacher(self, name: str, settings: TrainSettings | None, seed: int) -> Stage:
+        path = self._given(name)
+        place = name if name == TEACHER else f"teachers/{name}"
+        bench = self.bench.for_teacher
+        made_from = {"model": fingerprint(path), "rows": bench.digest, "train": _plain(settings)}
+
+        def work(folder: Path) -> dict[str, Any]:
+            if settings is None:
+                return {"path": path, "training": None, "curves": []}
+            set_seed(seed)  # for the new head
+            loaded = bench.load(path).model
+            value = self._train(loaded, [Lessons(LABELS_ONLY, settings)], folder, seed, {}, place)
+            save_model(loaded, bench.tokenizer, self.path / place)
+            return {"path": place, **value}
+
+        leaves: list[str] = [place] if settings is not None else []
+        return self.folder.stage(place, {**made_from, "seed": seed}, work, leaves)
+
+    def students(self, seed: int, teachers: Mapping[str, Stage]) -> dict[tuple[str, int], Stage]:
+        """All that is trained with one seed: the chain of assistants, the student, and its baselines."""
+        found: dict[tuple[str, int], Stage] = {}
+        learns_from = teachers
+        for number, one in enumerate(self.recipe.chain, 1):
+            role = f"assistant-{number}"
+            found[role, seed] = self._student(role, seed, teachers[TEACHER], learns_from, one)
+            learns_from = {TEACHER: found[role, seed]}
+        for role in self.recipe.roles:
+            found[role, seed] = self._student(role, seed, teachers[TEACHER], learns_from)
+        return found
+
+    def _student(
+        self,
+        role: str,
+        seed: int,
+        teacher: Stage,
+        learns_from: Mapping[str, Stage],
+        assistant: AssistantSection | None = None,
+    ) -> Stage:
+        """Train the student, an assistant, or a baseline: the same start, batches and steps, with labels only."""
+        section = self.recipe.student if assistant is None else assistant.student
+        distill = self.recipe.distill if assistant is None or assistant.distill is None else assistant.distill
+        taught = role not in BASELINES
+        reads = self.bench.teacher_tokenizer if teacher in learns_from.values() else None  # assistants read as we do
+        lessons = [Lessons(stage.objective(), stage.train, stage.freeze, stage.mutual, reads) for stage in distill]
+        if self.recipe.refine is not None:
+            lessons.append(Lessons(LABELS_ONLY, self.recipe.refine.train))
+        if not taught:
+            lessons = [Lessons(LABELS_ONLY, lesson.train) for lesson in lessons]
+        made_from = {
+            "teacher": teacher.digest,
+            "rows": self.bench.digest,
+            "student": section.inputs(),
+            "terms": [_plain(stage) for stage in distill] if taught else [],
+            "train": [_plain(lesson.train) for lesson in lessons],
+            "seed": seed,
+        }
+        if taught:
+            made_from["learns_from"] = {name: stage.digest for name, stage in learns_from.items()}
+            made_from["combination"] = _plain(self.recipe.combination)
+        if section.model is not None:  # a checkpoint: its name says nothing of what is in it
+            made_from["checkpoint"] = fingerprint(model_path(section.model))
+        place = f"seeds/{seed}/{role}"
+
+        def work(folder: Path) -> dict[str, Any]:
+            source = load_teacher(self.bench, self.model(teacher))
+            teachers = {
+                name: source if stage is teacher else load_teacher(self.bench, self.model(stage))
+                for name, stage in (learns_from if taught else {}).items()
+            }
+            if role == "pretrained_baseline":
+                set_seed(seed)  # for the new head
+                source = self.bench.for_teacher.load(self.bench.teacher_path).model
+            model = start_student(self.bench, source, seed, section)
+            title = role.replace("_", " ").replace("-", " ")
+            if self.recipe.evaluate.seeds > 1:
+                title = f"{title}, seed {seed}"
+            value = self._train(model, lessons, folder, seed, teachers, title, source)
+            save_model(model, self.bench.tokenizer, self.path / place)
+            return {"path": place, **value}
+
+        return self.folder.stage(place, made_from, work, [place])
+
+    def _train(
+        self,
+        model: PreTrainedModel,
+        lessons: Sequence[Lessons],
+        folder: Path,
+        seed: int,
+        teachers: Mapping[str, PreTrainedModel],
+        title: str,
+        source: PreTrainedModel | None = None,
+    ) -> dict[str, Any]:
+        """All stages in a row; what they took together, and a curve of each."""
+        curves, totals = [], {"seconds": 0.0, "steps": 0, "rows_seen": 0}
+        bench = self.bench.for_teacher if title.startswith(TEACHER) else self.bench
+        key = primary(bench.task.problem)
+        for number, one in enumerate(lessons):
+            settings = one.train
+            name = self._stage_name(number, len(lessons), title)
+            rows = bench.transfer if name.startswith("distill") else bench.rows[TRAIN]
+            precision = detect_precision(settings.precision)
+            lesson = Lesson(
+                bench.task,
+                bench.tokenizer,
+                rows,
+                one.objective,
+                teachers,
+                evaluator=partial(_validation_scores, bench, bfloat16=precision.bfloat16),
+                metric=key,
+                higher_is_better=METRICS[key].higher_is_better,
+                peers=[start_student(self.bench, source, seed, section) for section in one.mutual] if source else [],
+                combination=self.recipe.combination if len(teachers) > 1 else None,
+                freeze=one.freeze,
+                teacher_tokenizer=one.teacher_tokenizer if teachers else None,
+            )
+            with self.progress.stage(title if len(lessons) == 1 else f"{title}: {name}") as step:
+                record = train(
+                    model,
+                    lesson,
+                    settings,
+                    folder / str(number),
+                    precision=precision,
+                    seed=1000 * seed + number,
+                    progress=step,
+                    earlier=folder / str(number - 1) if number else None,
+                )
+            for part in totals:
+                totals[part] += getattr(record, part)
+            evaluations = [{"step": e["step"], "value": e[key]} for e in record.evaluations]
+            curves.append({"seed": seed, "stage": name, "points": record.points, "evaluations": evaluations})
+        return {"training": totals, "curves": curves, "shape": asdict(describe(model))}
+
+    def _stage_name(self, number: int, count: int, title: str) -> str:
+        if title.startswith(TEACHER):
+            return "teacher"
+        if self.recipe.refine is not None and number == count - 1:
+            return "refine"
+        return "distill" if count - (self.recipe.refine is not None) == 1 else f"distill {number + 1}"
+
+    def model(self, stage: Stage) -> Path:
+        """Where a stage left its model; a teacher taken as it is stays where the recipe has it."""
+        if stage.value["training"] is None:
+            return Path(self._given(stage.name.removeprefix("teachers/")))
+        return self.path / str(stage.value["path"])
+
+    def _given(self, name: str) -> str:
+        """The model that a teacher is, or starts from."""
+        if name == TEACHER:
+            return self.bench.teacher_path
+        return model_path(next(other.model for other in self.recipe.teacher.others if other.name == name))
+
+
+def _validation_scores(bench: Workbench, student: PreTrainedModel, bfloat16: bool) -> dict[str, float]:
+    logits = predict_logits(student, bench.rows[VALIDATION], bench.collate, bfloat16=bfloat16)
+    return scores(bench.task.problem, logits, bench.labels(VALIDATION))
+
+
+def _plain(settings: Any) -> Any:
+    """A section or settings as plain data."""
+    if settings is None:
+        return None
+    return settings.model_dump(mode="json") if hasattr(settings, "model_dump") else asdict(settings)

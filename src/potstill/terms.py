@@ -1,0 +1,405 @@
+"""A term of an objective: as a recipe writes it (`Term`), and resolved for two models (`BoundTerm`).
+
+Decisions:
+- What a term compares is its knowledge; which losses fit a knowledge is said by the files of `potstill.losses`, one
+  family each. Whatever is no field of a term is an argument of its loss, checked against the loss's signature.
+- A term learns from every teacher there is, unless it names one. It is bound once a teacher, since teachers may differ
+  in depth and width; the students that learn beside this one (mutual learning) are teachers called "peers".
+- Any number of a term may be a schedule: weight, temperature, and each argument of the loss.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torch import Tensor
+
+from potstill import losses
+from potstill.checks import problem, unknown_name
+from potstill.contrast import ContrastiveMemory
+from potstill.errors import RecipeError
+from potstill.knowledge.architectures import ModelShape
+from potstill.mappings import EMBEDDINGS, Pairs, layer_map
+from potstill.projectors import LINEAR, PROJECTIONS
+from potstill.schedules import Constant, Plain, Schedule, plain_schedule, schedule
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of knowledge: the families (files) of losses that fit it, its usual loss, what it is a mean over."""
+
+    families: tuple[str, ...]
+    usual: str | None  # None: the task says, in `Defaults`
+    positions: str
+
+
+KINDS: dict[str, Kind] = {
+    "labels": Kind(("labels",), None, "labels"),
+    "logits": Kind(("divergence", "bounded", "logits", "samples"), None, "outputs"),
+    "hidden": Kind(("hidden", "structure", "granularity", "samples", "contrastive"), "hidden_mse", "tokens"),
+    "attention": Kind(("attention",), "attention_kl", "tokens"),
+    "scores": Kind(("scores",), "score_mse", "tokens"),
+    "queries": Kind(("relation",), "relation_kl", "tokens"),
+    "keys": Kind(("relation",), "relation_kl", "tokens"),
+    "values": Kind(("relation",), "relation_kl", "tokens"),
+}
+LAYERLESS = ("labels", "logits")
+OF_ROWS = ("samples", "contrastive")  # families that compare one vector a row
+POOLS = ("first", "mean", "last")
+AUTO, EARTH_MOVER = "auto", "earth_mover"
+TEACHER, PEERS = "teacher", "peers"
+#: Maps that name layers one by one or end at the logits: the embeddings' outputs are no pair of theirs.
+WITHOUT_EMBEDDINGS = ("pkd_skip", "pkd_last", "all", EARTH_MOVER)
+#: Losses of hidden states that compare what has no width: angles, similarities, norms. A test holds the list.
+ANY_WIDTH = frozenset(
+    {
+        "attention_transfer",
+        "crd",
+        "hidden_cka",
+        "mgskd_samples",
+        "mgskd_spans",
+        "mgskd_tokens",
+        "neuron_selectivity",
+        "rkd_angle",
+        "rkd_distance",
+        "similarity_mse",
+        "similarity_preserving",
+    }
+)
+#: What the objective gives to a loss; the other parameters are the recipe's.
+OURS = ("student", "teacher", "mask", "temperature", "labels", "student_next", "teacher_next")
+MEMORY = ("negatives", "width", "momentum")  # of `ContrastiveMemory`, written beside the arguments of `crd`
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of an objective, as a recipe writes it.
+
+    Args:
+        knowledge: labels, logits, hidden, attention, scores, queries, keys or values.
+        loss: a name in `potstill.losses` of a family that fits, or a function of the same form; None takes the usual.
+        layers: a name of `potstill.mappings` (uniform, first, last, skip, last1, pkd_skip, …), explicit pairs
+            ``{student: teacher}``, or ``earth_mover``: every pair, weighted by the optimal flow between the layers.
+        weight: a number, or a schedule such as ``{schedule: linear, from: 1, to: 0}``.
+        temperature: a number or a schedule, for losses that take one.
+        project: ``auto`` (linear where the widths differ), a kind of `potstill.projectors`, or ``none``; for hidden
+            states.
+        share: one projection for all layer pairs (TinyBERT), not one each.
+        embeddings: whether the embeddings' outputs are a pair of hidden states too; None: with a map that goes over
+            the layers evenly, but not with PKD's, first2 or last1, and not for pooled states.
+        pool: first ([CLS]), mean or last: one vector a row out of its hidden states, for losses of rows.
+        teacher: the name of the teacher to learn from, or ``peers``; None: every teacher.
+        shift: exchange the teacher's highest logit with that of the true class where it is wrong.
+        options: further arguments of the loss, such as ``heads`` of `relation_kl`; each may be a schedule.
+    """
+
+    knowledge: str
+    loss: str | Callable[..., Tensor] | None = None
+    layers: Any = None
+    weight: Any = 1.0
+    temperature: Any = None
+    project: str = AUTO
+    share: bool = False
+    embeddings: bool | None = None
+    pool: str | None = None
+    teacher: str | None = None
+    shift: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What the task says of its outputs: the losses of labels and logits when a term names none, and those refused."""
+
+    labels: str = "cross_entropy"
+    logits: str = "kl_divergence"
+    refused: Mapping[str, str] = field(default_factory=dict)  # loss (or 'shift') -> why it can't be used in this task
+
+
+@dataclass(frozen=True)
+class BoundTerm:
+    """A term whose names are resolved: the function, the (student, teacher) pairs of layers, the schedules."""
+
+    name: str
+    kind: str
+    loss: Callable[..., Tensor]
+    pairs: Pairs
+    weight: Plain
+    temperature: Schedule | None
+    project: str | None
+    options: Mapping[str, Any]
+    scheduled: Mapping[str, Plain] = field(default_factory=dict)
+    source: str = TEACHER  # which teacher it learns from
+    sources: int = 1  # over how many teachers the written term was spread
+    pool: str | None = None
+    share: bool = False
+    shift: bool = False
+    transport: bool = False  # pairs are weighted by the earth mover's flow
+
+    @property
+    def positions(self) -> str:
+        """What the term is a mean over: labels, outputs (rows) or tokens."""
+        if "labels" in inspect.signature(self.loss).parameters:
+            return "labels"
+        return "outputs" if self.pool else KINDS[self.kind].positions
+
+    @property
+    def memory(self) -> dict[str, Any] | None:
+        """The settings of the memory that this term keeps beside the student; None where it keeps none."""
+        if self.loss is not losses.crd:
+            return None
+        temperature = {"temperature": self.temperature(0.0)} if isinstance(self.temperature, Constant) else {}
+        return {**self.options, **temperature}
+
+    def module_name(self, pair: tuple[int, int]) -> str:
+        """The name under which the projection (or memory) of a layer pair is trained and checkpointed."""
+        student, teacher = ("embeddings" if layer == EMBEDDINGS else str(layer) for layer in pair)
+        base = self.name.replace(" ", "_")
+        if self.share:
+            return f"{base}_shared"
+        return f"{base}_{student}_to_all" if self.transport else f"{base}_{student}_to_{teacher}"
+
+
+def written(term: Mapping[str, Any]) -> Term:
+    """A term from a mapping; what is no field of `Term` is an option of its loss, and checked as one by `bind_term`."""
+    if "knowledge" not in term:
+        raise RecipeError(
+            problem("A term needs the key 'knowledge'", given=dict(term), do=f"Known: {', '.join(KINDS)}")
+        )
+    known = {f.name for f in fields(Term)}
+    options = {key: value for key, value in term.items() if key not in known} | dict(term.get("options", {}))
+    return Term(**{key: value for key, value in term.items() if key in known} | {"options": options})
+
+
+def check_term(term: Term) -> None:
+    """Raise `RecipeError` or `ValueError` for what is wrong in a term for any models: names, options, schedules."""
+    _require_kind(term)
+    loss = _loss(term, Defaults())
+    _options(term, loss)
+    _check_fields(term, loss)
+    plain_schedule(term.weight)
+    _temperature(term, loss)
+
+
+def bind_term(
+    term: Term,
+    name: str,
+    student: ModelShape,
+    teachers: Mapping[str, ModelShape],
+    defaults: Defaults,
+) -> list[BoundTerm]:
+    """A written term, once for each teacher that it learns from. Raises `RecipeError`, or what a part of it raises."""
+    _require_kind(term)
+    loss = _loss(term, defaults)
+    options, scheduled = _options(term, loss)
+    _check_fields(term, loss)
+    if term.shift and "shift" in defaults.refused:
+        raise RecipeError(f"'shift' can't be used here: {defaults.refused['shift']}")
+    sources = _sources(term, teachers)
+    found = []
+    for source in sources:
+        shape = teachers.get(source)
+        pairs = _pairs(term, loss, student, shape)
+        if pairs:
+            assert shape is not None
+            _check_heads(term, pairs, student, shape, options)
+        found.append(
+            BoundTerm(
+                name=name if len(sources) == 1 else f"{name} from {source}",
+                kind=term.knowledge,
+                loss=loss,
+                pairs=pairs,
+                weight=plain_schedule(term.weight),
+                temperature=_temperature(term, loss),
+                project=_projection(term, loss, pairs, student, shape),
+                options=options,
+                scheduled=scheduled,
+                source=source,
+                sources=len(sources),
+                pool=_pool(term, loss),
+                share=term.share,
+                shift=term.shift,
+                transport=term.layers == EARTH_MOVER,
+            )
+        )
+    return found
+
+
+def _require_kind(term: Term) -> None:
+    if term.knowledge not in KINDS:
+        raise RecipeError(unknown_name("knowledge", term.knowledge, KINDS))
+
+
+def _sources(term: Term, teachers: Mapping[str, ModelShape]) -> list[str]:
+    if term.knowledge == "labels":
+        return [TEACHER]
+    peers = [name for name in teachers if name.startswith(PEERS)]
+    others = [name for name in teachers if name not in peers]
+    if term.teacher == PEERS:
+        if not peers:
+            raise RecipeError("This term learns from peers, and no students learn together. Give the stage 'mutual'.")
+        return peers
+    if term.teacher is not None:
+        if term.teacher not in others:
+            raise RecipeError(unknown_name("teacher", term.teacher, [*others, PEERS]))
+        return [term.teacher]
+    if not others:
+        raise RecipeError("This term compares with a teacher, and there is none.")
+    return others
+
+
+def _loss(term: Term, defaults: Defaults) -> Callable[..., Tensor]:
+    kind = KINDS[term.knowledge]
+    loss = term.loss or kind.usual or getattr(defaults, term.knowledge)
+    if callable(loss):
+        return loss
+    homes = {f"{losses.__name__}.{family}" for family in kind.families}
+    fitting = [name for name in losses.__all__ if getattr(losses, name).__module__ in homes]
+    if loss not in fitting:
+        raise RecipeError(unknown_name(f"loss for {term.knowledge}", loss, fitting))
+    if loss in defaults.refused:
+        raise RecipeError(f"'{loss}' can't be used here: {defaults.refused[loss]}")
+    return getattr(losses, loss)  # type: ignore[no-any-return]
+
+
+def _options(term: Term, loss: Callable[..., Tensor]) -> tuple[dict[str, Any], dict[str, Plain]]:
+    """The term's further arguments, bound to the loss's signature: those that stay, those that follow a schedule."""
+    known = set(MEMORY) if loss is losses.crd else set(inspect.signature(loss).parameters) - set(OURS)
+    own = tuple(f.name for f in fields(Term) if f.name != "options")
+    what = f"key of a term with '{loss.__name__}'"
+    if wrong := [unknown_name(what, key, {*known, *own}) for key in term.options if key not in known]:
+        raise RecipeError(" ".join(wrong))
+    written = {key: value for key, value in term.options.items() if isinstance(value, Mapping)}
+    if written and loss is losses.crd:
+        raise RecipeError(f"The memory is made once, so its {', '.join(written)} can follow no schedule.")
+    scheduled = {key: plain_schedule(value, key=key) for key, value in written.items()}
+    return {key: value for key, value in term.options.items() if key not in scheduled}, scheduled
+
+
+def _check_fields(term: Term, loss: Callable[..., Tensor]) -> None:
+    """Fields that don't go with the term's knowledge or loss: each would otherwise be ignored in silence."""
+    name = loss.__name__
+    if term.pool is not None:
+        if term.pool not in POOLS:
+            raise RecipeError(unknown_name("pooling", term.pool, POOLS))
+        if term.knowledge != "hidden":
+            raise RecipeError(f"Only hidden states are pooled, not {term.knowledge}. Remove the key 'pool'.")
+        if _family(loss) == "granularity" or "student_next" in inspect.signature(loss).parameters:
+            raise RecipeError(
+                f"'{name}' compares the tokens of a row, so nothing can be pooled. Remove the key 'pool'."
+            )
+    if term.shift and term.knowledge != "logits":
+        raise RecipeError(f"Only the teacher's logits are shifted, not {term.knowledge}. Remove the key 'shift'.")
+    if term.share and term.project == "none":
+        raise RecipeError("'share' is about projections, and project: none has none. Remove one of the keys.")
+    if term.knowledge == "labels" and term.teacher is not None:
+        raise RecipeError("Labels come from no teacher. Remove the key 'teacher'.")
+    if term.embeddings is not None and term.knowledge != "hidden":
+        raise RecipeError(f"The embeddings have hidden states, but no {term.knowledge}. Remove the key 'embeddings'.")
+    if term.knowledge in LAYERLESS and term.layers is not None:
+        raise RecipeError(f"'{term.knowledge}' has no layers. Remove the key 'layers'.")
+
+
+def _family(loss: Callable[..., Tensor]) -> str:
+    return loss.__module__.rpartition(".")[2]
+
+
+def _temperature(term: Term, loss: Callable[..., Tensor]) -> Schedule | None:
+    takes = "temperature" in inspect.signature(loss).parameters
+    if term.temperature is None:
+        return schedule(1.0) if takes and term.knowledge == "logits" else None  # else the loss's own default
+    if not takes:
+        raise RecipeError(f"'{loss.__name__}' takes no temperature. Remove the key.")
+    found = schedule(term.temperature)
+    if found.adaptive and term.knowledge != "logits":
+        raise RecipeError("An adaptive temperature is that of logits. Give a number.")
+    if loss is losses.crd and not isinstance(found, Constant):
+        raise RecipeError("The memory is made once, so its temperature can follow no schedule. Give a number.")
+    return found
+
+
+def _pool(term: Term, loss: Callable[..., Tensor]) -> str | None:
+    """The pooling asked for; losses of rows take the first token's state where none is."""
+    if term.knowledge == "hidden" and term.pool is None and _family(loss) in OF_ROWS:
+        return "first"
+    return term.pool
+
+
+def _pairs(term: Term, loss: Callable[..., Tensor], student: ModelShape, teacher: ModelShape | None) -> Pairs:
+    if term.knowledge in LAYERLESS:
+        return ()
+    assert teacher is not None
+    spec = "uniform" if term.layers is None else "all" if term.layers == EARTH_MOVER else term.layers
+    embeddings = term.embeddings
+    if embeddings is None:
+        named = isinstance(term.layers, str)
+        one_by_one = named and (term.layers in WITHOUT_EMBEDDINGS or term.layers[-1].isdigit())
+        embeddings = term.knowledge == "hidden" and not one_by_one and _pool(term, loss) is None
+    pairs = layer_map(spec, student.layers, teacher.layers, embeddings=embeddings)
+    if "student_next" in inspect.signature(loss).parameters and len(pairs) < 2:
+        raise RecipeError(f"'{loss.__name__}' looks at what happens between two layers, and this map has one pair.")
+    return pairs
+
+
+def _projection(
+    term: Term, loss: Callable[..., Tensor], pairs: Pairs, student: ModelShape, teacher: ModelShape | None
+) -> str | None:
+    if term.project not in (AUTO, "none", *PROJECTIONS):
+        raise RecipeError(unknown_name("projection", term.project, (AUTO, "none", *PROJECTIONS)))
+    if term.knowledge != "hidden" or teacher is None:
+        if term.project in PROJECTIONS or term.share:
+            key = "project" if term.project in PROJECTIONS else "share"
+            raise RecipeError(f"Only hidden states are projected, not {term.knowledge}. Remove the key '{key}'.")
+        return None
+    widths = {(student.width_at(ours), teacher.width_at(theirs)) for ours, theirs in pairs}
+    differs = loss.__name__ not in ANY_WIDTH and any(ours != theirs for ours, theirs in widths)
+    if term.project == "none" and differs:
+        raise RecipeError(
+            problem(
+                "Hidden states of different widths can't be compared without a projection",
+                given=f"student {student.width}, teacher {teacher.width}, project: none",
+                do="Set project: linear",
+            )
+        )
+    if loss is losses.crd and (term.project in PROJECTIONS or term.share):
+        raise RecipeError("'crd' has projections of its own, to the width of its memory. Remove the key.")
+    kind = term.project if term.project in PROJECTIONS else LINEAR if differs and term.project == AUTO else None
+    if kind and term.share and len(widths) > 1:
+        raise RecipeError(f"One projection can't be shared by layers of different widths: {sorted(widths)}.")
+    return kind
+
+
+def _check_heads(
+    term: Term, pairs: Pairs, student: ModelShape, teacher: ModelShape, options: Mapping[str, Any]
+) -> None:
+    heads = options.get("heads")
+    if heads and any(shape.width % heads for shape in (student, teacher)):
+        raise RecipeError(
+            problem(
+                "Relation heads cut both widths into equal parts, so their number must divide both",
+                given=f"heads {heads}, widths: student {student.width}, teacher {teacher.width}",
+            )
+        )
+    if term.knowledge == "hidden" or heads or options.get("reduce_heads", "none") != "none":
+        return
+    if all(student.heads_at(ours) == teacher.heads_at(theirs) for ours, theirs in pairs):
+        return
+    way = (
+        "Give 'heads' (relation heads, a divisor of both widths, such as 12), which regroups both sides"
+        if KINDS[term.knowledge].families == ("relation",)
+        else "Set reduce_heads: mean, or distil values, keys and queries instead, which can be regrouped"
+    )
+    raise RecipeError(
+        problem(
+            f"{term.knowledge.capitalize()} are compared head by head, and the head counts differ",
+            given=f"student {student.heads}, teacher {teacher.heads}",
+            do=way,
+        )
+    )
+
+
+def memory_of(term: BoundTerm, widths: tuple[int, int], rows: int) -> ContrastiveMemory:
+    """The memory that a contrastive term keeps, for a data set of so many rows."""
+    assert term.memory is not None
+    return ContrastiveMemory(*widths, rows, **term.memory)
