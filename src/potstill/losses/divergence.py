@@ -95,8 +95,8 @@ def reverse_kl_divergence(
         https://arxiv.org/abs/2306.08543 (which takes it of whole sequences; this is one position)
 
     Prefer it over `kl_divergence` where the student is too small for all that the teacher knows and should not put mass
-    between the teacher's peaks, as when it writes text. Where the teacher rules a class out it has no bound, nor has its
-    gradient; prefer `skewed_reverse_kl_divergence` then.
+    between the teacher's peaks, as when it writes text. Where the teacher rules a class out it has no bound, nor has
+    its gradient; prefer `skewed_reverse_kl_divergence` then.
     """
     log_student, log_teacher, valid = compared(student, teacher, mask, temperature, caller="reverse_kl_divergence")
     return rescaled(divergence(log_student, log_teacher), temperature, valid)
