@@ -301,6 +301,14 @@ def test_dist_of_what_does_not_vary() -> None:
         assert gradient(lambda z, t=pair[1]: dist(z, t), pair[0]).isfinite().all()
 
 
+def test_dist_of_what_varies_by_rounding_only() -> None:
+    # The same prediction for every row: no mean of seven equal numbers is exactly that number.
+    one, teacher = (x.float() for x in drawn(7, 50))
+    student = one[:1].expand(7, 50).contiguous()
+    torch.testing.assert_close(dist(student, teacher, beta=0.0), torch.ones(7))
+    assert (gradient(lambda z: dist(z, teacher, beta=0.0), student) == 0).all()
+
+
 # ---- sorted, pseudo-labels, scaled, shifted
 
 
@@ -342,10 +350,10 @@ def test_the_teachers_logits_are_scaled_before_the_difference() -> None:
 
 
 def test_shifted_where_the_teacher_errs() -> None:
-    teacher = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0], [3.0, 1.0, 2.0]])
+    teacher = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0], [1.0, 3.0, 2.0]])
     before = teacher.clone()
     shifted = probability_shifted(teacher, torch.tensor([0, 1, -100]))
-    assert shifted.tolist() == [[3.0, 1.0, 2.0], [1.0, 3.0, 2.0], [3.0, 1.0, 2.0]]
+    assert shifted.tolist() == [[3.0, 1.0, 2.0], [1.0, 3.0, 2.0], [1.0, 3.0, 2.0]]
     assert torch.equal(teacher, before)
     with pytest.raises(ShapeError, match=r"\(3, 3\).*\(2,\)"):
         probability_shifted(teacher, torch.tensor([0, 1]))

@@ -333,6 +333,14 @@ def test_inputs_stay_as_they_are(case: Case) -> None:
 
 
 @every
+def test_no_loss_looks_at_values(case: Case) -> None:
+    # A look at a value makes the host wait for the device. Tensors on "meta" have none, and raise.
+    student, teacher = (x.to("meta") for x in drawn(case))
+    values = case.loss(student, teacher, MASK.to("meta"))
+    assert values.shape == case.counted(MASK).shape
+
+
+@every
 def test_documented_in_the_house_form(case: Case) -> None:
     text = getattr(losses, case.name).__doc__
     for part in ("Args:", "Returns:", "Raises:", "References:", "Prefer ", f"{case.name} = "):

@@ -44,10 +44,8 @@ def jensen_shannon(
 
     Returns:
         One value a position, [*]: 0 where both distributions are equal, never more than T^2 * ln 2. Near the ends of
-        beta it
-        vanishes: it is about beta * `kl_divergence` as beta goes to 0, (1 - beta) * `reverse_kl_divergence` as beta
-            goes
-        to 1. The weight of the term has to make up for that.
+        beta it vanishes: it is about beta * `kl_divergence` as beta goes to 0, (1 - beta) * `reverse_kl_divergence` as
+        beta goes to 1. The weight of the term has to make up for that.
 
     Raises:
         ShapeError: different shapes, only one class, or a temperature that is not one a position.
@@ -101,10 +99,9 @@ def skewed_kl_divergence(
     Prefer it over `kl_divergence` where the student starts far from the teacher: its gradient stays small where the
     student gives nearly nothing to what the teacher says.
     """
-    _check_share(
-        "alpha", alpha, "At 1 it is 0 everywhere; instead of 0 take kl_divergence", caller="skewed_kl_divergence"
-    )
-    log_student, log_teacher, valid = compared(student, teacher, mask, temperature, caller="skewed_kl_divergence")
+    name = "skewed_kl_divergence"
+    _check_share("alpha", alpha, "At 1 it is 0 everywhere; instead of 0 take kl_divergence", caller=name)
+    log_student, log_teacher, valid = compared(student, teacher, mask, temperature, caller=name)
     return rescaled(divergence(log_teacher, _log_mixture(log_teacher, log_student, alpha)), temperature, valid)
 
 

@@ -117,8 +117,8 @@ def channel_kl_divergence(
 
 def _log_over_pixels(maps: Tensor, void: Tensor | None, temperature: Temperature) -> Tensor:
     """log softmax over the pixels [B, C, N] that are not void."""
-    maps = softened(maps if void is None else maps.masked_fill(void, 0.0), temperature)
-    # The lowest finite number: in a row of void pixels only, minus infinity would give NaN.
+    maps = softened(maps, temperature)
+    # The lowest finite number, not minus infinity, of which a row of void pixels only would have no softmax.
     return log_probabilities(maps if void is None else maps.masked_fill(void, torch.finfo(maps.dtype).min))
 
 

@@ -252,7 +252,7 @@ def pseudo_label_cross_entropy(
             little.
 
     Returns:
-        One value a position, [*]. Where both are equal it is 0 only if they are sure: 1 - p is not 0.
+        One value a position, [*]. Where both are equal it is 0 only if they are sure: a probability p costs -log p.
 
     Raises:
         ShapeError: different shapes, or only one class.
