@@ -530,7 +530,7 @@ def test_the_decoders_mask_is_what_says_best_which_positions_count():
     batch, model = tiny_inputs("bart"), made("bart")
     ids = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     labels = torch.tensor([[5, 6, -100]] * 3)
-    targets = {"decoder_input_ids": labels.clamp(min=1), "labels": labels}
+    targets = {"decoder_input_ids": labels.clamp(min=0), "labels": labels}
 
     def mask(given):
         seen = observe(model, given, Needs(logits=True))
