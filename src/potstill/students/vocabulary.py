@@ -105,6 +105,7 @@ def cut_tokenizer(
     fixed = {*tokenizer.all_special_ids, *keep, *(range(pad) if pad is not None and pad < SMALL else ())}
     used = {token for token, number in ids.items() if counts[number] >= minimum_count or number in fixed}
     used |= {token["content"] for token in data["added_tokens"]}
+    used |= {token for place, key in _named(data["post_processor"]) for token in _tokens(place, key)}
     kept = _needed(data["model"], used)
     outside = {token for token in kept if token not in _model_ids(data["model"])}  # these come after all others
     order = sorted(kept, key=lambda token: (token in outside, ids[token]))
@@ -195,7 +196,9 @@ def _rewritten(tokenizer: PreTrainedTokenizerBase, data: dict[str, Any], order: 
         token["id"] = new[token["content"]]
     data["added_tokens"].sort(key=lambda token: token["id"])
     data["padding"] = data["truncation"] = None
-    _renumber(data["post_processor"], new)
+    for place, key in list(_named(data["post_processor"])):
+        numbers = [new[token] for token in _tokens(place, key)]
+        place[key] = numbers if key == "ids" else [place[key][0], *numbers]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         tokenizer.save_pretrained(folder)
@@ -214,19 +217,19 @@ def _rewritten(tokenizer: PreTrainedTokenizerBase, data: dict[str, Any], order: 
     return made
 
 
-def _renumber(part: Any, new: dict[str, int]) -> None:
-    """The ids of special tokens in a post-processor of a tokenizer.json, in place, whatever its kind."""
-    if isinstance(part, list):
-        for inner in part:
-            _renumber(inner, new)
-    elif isinstance(part, dict):
-        if "ids" in part and "tokens" in part:
-            part["ids"] = [new[token] for token in part["tokens"]]
-        for name, value in part.items():
-            if name in ("sep", "cls") and isinstance(value, list):
-                part[name] = [value[0], new[value[0]]]
-            else:
-                _renumber(value, new)
+def _named(part: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """Where a post-processor of a tokenizer.json names tokens with their ids, whatever its kind: (a mapping, a key)."""
+    for inner in part if isinstance(part, list) else ():
+        yield from _named(inner)
+    for name, value in part.items() if isinstance(part, dict) else ():
+        if name == "ids" and "tokens" in part or name in ("sep", "cls") and isinstance(value, list):
+            yield part, name
+        else:
+            yield from _named(value)
+
+
+def _tokens(place: dict[str, Any], key: str) -> list[str]:
+    return list(place["tokens"]) if key == "ids" else [place[key][0]]
 
 
 def _require_same_tokens(before: PreTrainedTokenizerBase, after: PreTrainedTokenizerBase, texts: Iterable[str]) -> None:
