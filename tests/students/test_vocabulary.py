@@ -1,6 +1,7 @@
 """The vocabulary cut: the same tokens by other numbers, the same outputs, and whatever was never seen is still spelt."""
 
 import json
+from functools import cache
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ def trained(model, trainer, pre):
     return json.loads(tokenizer.to_str())["model"]
 
 
+@cache
 def wordpiece():
     def trainer(**options):
         return trainers.WordPieceTrainer(special_tokens=BERT, **options)
@@ -35,6 +37,7 @@ def wordpiece():
     return trained(models.WordPiece(unk_token="[UNK]"), trainer, pre_tokenizers.BertPreTokenizer())
 
 
+@cache
 def bpe():
     def trainer(**options):
         alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -44,6 +47,7 @@ def bpe():
     return {"vocab": found["vocab"], "merges": [tuple(merge) for merge in found["merges"]]}
 
 
+@cache
 def unigram():
     def trainer(**options):
         return trainers.UnigramTrainer(special_tokens=ROBERTA, unk_token="<unk>", **options)
