@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import save_folder, tiny_model, tiny_texts, tiny_tokenizer
+from tiny import save_folder, tiny_model, tiny_texts
 from tiny_runs import SHORT, Told, merged, tiny_recipe, tiny_teacher, write_csv, write_jsonl
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
 

@@ -1,4 +1,4 @@
-"""The vocabulary cut: the same tokens by other numbers, the same outputs, and whatever was never seen is still spelt."""
+"""The vocabulary cut: the same tokens by other numbers, the same outputs, and what was never seen is still spelt."""
 
 import json
 from functools import cache

@@ -222,7 +222,7 @@ def _named(part: Any) -> Iterator[tuple[dict[str, Any], str]]:
     for inner in part if isinstance(part, list) else ():
         yield from _named(inner)
     for name, value in part.items() if isinstance(part, dict) else ():
-        if name == "ids" and "tokens" in part or name in ("sep", "cls") and isinstance(value, list):
+        if (name == "ids" and "tokens" in part) or (name in ("sep", "cls") and isinstance(value, list)):
             yield part, name
         else:
             yield from _named(value)
