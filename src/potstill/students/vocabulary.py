@@ -20,7 +20,7 @@ import re
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,8 @@ def cut_tokenizer(
             )
         )
     data = json.loads(tokenizer.backend_tokenizer.to_str())
-    ids: dict[str, int] = {**_model_ids(data["model"]), **{t["content"]: int(t["id"]) for t in data["added_tokens"]}}
+    known = _model_ids(data["model"])
+    ids: dict[str, int] = {**known, **{token["content"]: int(token["id"]) for token in data["added_tokens"]}}
     counts = _counts(tokenizer, texts, max(ids.values()) + 1)
     pad = tokenizer.pad_token_id
     fixed = {*tokenizer.all_special_ids, *keep, *(range(pad) if pad is not None and pad < SMALL else ())}
@@ -107,8 +108,7 @@ def cut_tokenizer(
     used |= {token["content"] for token in data["added_tokens"]}
     used |= {token for place, key in _named(data["post_processor"]) for token in _tokens(place, key)}
     kept = _needed(data["model"], used)
-    outside = {token for token in kept if token not in _model_ids(data["model"])}  # these come after all others
-    order = sorted(kept, key=lambda token: (token in outside, ids[token]))
+    order = sorted(kept, key=lambda token: (token not in known, ids[token]))  # what only was added comes last
     made = Vocabulary(_rewritten(tokenizer, data, order), tuple(ids[token] for token in order), tokenizer)
     if minimum_count == 1:
         _require_same_tokens(tokenizer, made.tokenizer, texts)
@@ -135,8 +135,8 @@ def _counts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], size: int)
     """How often each id occurs in the whole texts, however they are truncated later: [V]."""
     found = np.zeros(size, dtype=np.int64)
     for batch in _batches(texts):
-        for ids in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
-            np.add.at(found, np.asarray(ids, dtype=np.int64), 1)
+        ids = tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
+        found += np.bincount(np.fromiter(chain.from_iterable(ids), np.int64), minlength=size)
     return found
 
 
