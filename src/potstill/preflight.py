@@ -214,7 +214,7 @@ def _require_positions(bench: Workbench, name: str, model: PreTrainedModel) -> N
 def _require_tokens(bench: Workbench, name: str, model: PreTrainedModel) -> None:
     """Refuse rows with ids that a model has no embeddings for: a tokenizer that isn't the model's own."""
     known = describe(model).vocabulary
-    if len(bench.tokenizer) <= known:
+    if known is None or len(bench.tokenizer) <= known:
         return
     largest = max(int(max(ids)) for rows in bench.rows.values() for ids in rows["input_ids"] if ids)
     if largest >= known:

@@ -199,8 +199,8 @@ def _rewritten(tokenizer: PreTrainedTokenizerBase, data: dict[str, Any], order: 
     for place, key in list(_named(data["post_processor"])):
         numbers = [new[token] for token in _tokens(place, key)]
         place[key] = numbers if key == "ids" else [place[key][0], *numbers]
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         tokenizer.save_pretrained(folder)
         for file in folder.iterdir():  # tables of the whole vocabulary, which would be taken for the cut one's
             if file.name not in FILES:
