@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from potstill.checks import problem
 from potstill.errors import RunFolderError
@@ -131,7 +132,7 @@ class RunFolder:
     def _claim(self) -> None:
         known, markers = self.path / "recipe.yaml", self.path / MARKERS
         if known.exists() and markers.exists() and not self.update:
-            differing = list(differences(yaml.safe_load(known.read_text(encoding="utf-8")), self.recipe.as_dict()))
+            differing = list(differences(_resolved(known), self.recipe.as_dict()))
             if differing:
                 raise RunFolderError(
                     problem(
@@ -220,6 +221,15 @@ class RunFolder:
         folder = home / made_from
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+def _resolved(file: Path) -> Any:
+    """A recipe that a run left, with the keys that recipes got since then at their usual values."""
+    left = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        return Recipe.model_validate(left).as_dict()
+    except ValidationError:
+        return left
 
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
