@@ -204,7 +204,11 @@ class _Comparison:
 
     def report(self, results: dict[str, Any]) -> ComparisonOutcome:
         """comparison.json, and the report made from it."""
-        write_json(self.path / "comparison.json", results)
+        from potstill.report import write_comparison
+
+        with self.progress.stage("report"):
+            write_json(self.path / "comparison.json", results)
+            write_comparison(results, self.path)
         return ComparisonOutcome(self.path, results)
 
 
