@@ -6,8 +6,7 @@ the comparison (cost, attention) is a stage of its own folder. A cell that is no
 again; more variants and more seeds use what is there.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from potstill.errors import PotstillError, RecipeError
 from potstill.evaluation.predict import load_predictions
 from potstill.likeness import attention_pairs, measure_attention, why_no_maps
 from potstill.pipeline import RUNS, run
-from potstill.progress import Progress, Silent, Step
+from potstill.progress import Progress, Silent, titled
 from potstill.recipe import Recipe, load_recipe
 from potstill.runs import RunFolder, digest, write_json
 from potstill.shipping import measure_cost
@@ -125,7 +124,7 @@ class _Comparison:
         """One cell as an ordinary run, with all others as siblings."""
         home = self.path / CELLS
         siblings = [folder for folder in sorted(home.glob("*")) if folder.is_dir() and folder.name != cell.key]
-        run(cell.recipe, home / cell.key, update=True, siblings=siblings, progress=_Titled(self.progress, title))
+        run(cell.recipe, home / cell.key, update=True, siblings=siblings, progress=titled(self.progress, title))
 
     def finished(self, cell: Cell) -> Finished:
         """What a cell left."""
@@ -210,20 +209,3 @@ class _Comparison:
             write_json(self.path / "comparison.json", results)
             write_comparison(results, self.path)
         return ComparisonOutcome(self.path, results)
-
-
-class _Titled:
-    """A cell's pieces of work behind its title. What a cell says of data and models, the comparison has said."""
-
-    def __init__(self, progress: Progress, title: str) -> None:
-        self.progress = progress
-        self.title = title
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    @contextmanager
-    def stage(self, title: str) -> Iterator[Step]:
-        """The piece of work behind the cell's title."""
-        with self.progress.stage(f"{self.title}: {title}") as step:
-            yield step
