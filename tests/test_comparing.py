@@ -288,6 +288,16 @@ def test_what_fits_no_model_is_said_before_anything_is_trained(tmp_path: Path) -
     assert not list((tmp_path / "out").glob("cells/*"))
 
 
+def test_variants_on_other_rows_are_refused(tmp_path: Path) -> None:
+    recipe = base(tmp_path)
+    files = recipe["data"]["files"]
+    fewer = tmp_path / "fewer.csv"
+    fewer.write_text("".join(Path(files["test"]).read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(RecipeError, match="evaluated on other rows"):
+        compare(recipe, {"data.files.test": [files["test"], str(fewer)]}, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("cells/*"))
+
+
 @pytest.mark.slow
 def test_killed_anywhere_it_goes_on(tmp_path: Path) -> None:
     recipe = base(tmp_path, {"teacher": {"train": {"checkpoint_steps": 1}}})

@@ -8,17 +8,9 @@ from tiny import save_folder, tiny_model, tiny_texts, tiny_tokenizer
 from tiny_runs import Told, merged, tiny_files, tiny_recipe, write_csv
 
 from potstill.errors import DataError, ExportError, ModelError
+from potstill.preflight import load_teacher, needed_bytes, preflight, shape_text, start_student
 from potstill.recipe import load_recipe
-from potstill.workbench import (
-    Workbench,
-    label_array,
-    load_teacher,
-    needed_bytes,
-    preflight,
-    prepare_workbench,
-    shape_text,
-    start_student,
-)
+from potstill.workbench import Workbench, label_array, prepare_workbench
 
 
 def bench_of(recipe: dict[str, Any], told: Told | None = None) -> Workbench:

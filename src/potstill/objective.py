@@ -263,7 +263,9 @@ def _pair(
     """What a layer pair compares: pooled where the term pools, and projected to the teacher's width."""
     ours, theirs = getattr(student, term.kind)[pair[0]], getattr(teacher, term.kind)[pair[1]]
     if term.pool is not None:
-        ours, theirs = (pooled(states, scene.masks["tokens"], term.pool) for states in (ours, theirs))
+        mask = scene.masks["tokens"]
+        ours = pooled(ours, mask, term.pool)
+        theirs = pooled(theirs, mask if teacher.mask is None else teacher.mask, term.pool)  # by its own tokens
     if term.project:
         ours = scene.modules[term.module_name(pair)](ours)
     return ours, theirs

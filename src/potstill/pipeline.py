@@ -14,6 +14,7 @@ from potstill.errors import ExportError
 from potstill.evaluation.predict import fastest_device, load_predictions, predict_logits, save_predictions
 from potstill.evaluation.results import TRAIN, VALIDATION, Contender
 from potstill.metrics import METRICS, primary, score
+from potstill.preflight import preflight, require_space, shape_text, student_notes
 from potstill.progress import Progress, Silent
 from potstill.recipe import Recipe, load_recipe
 from potstill.results import assemble, described
@@ -22,12 +23,7 @@ from potstill.school import School
 from potstill.shipping import FILES, export_student, measure_cost
 from potstill.terms import TEACHER
 from potstill.training import Precision, detect_precision
-from potstill.workbench import (
-    preflight,
-    prepare_workbench,
-    require_space,
-    shape_text,
-)
+from potstill.workbench import prepare_workbench
 
 ROLES = {
     "student": "Student",
@@ -130,6 +126,8 @@ class _Run:
         require_space(self.path, found, self.recipe)
         self.precision: Precision = detect_precision(self.recipe.distill[0].train.precision)
         self.progress.say(f"teacher: {shape_text(found.teacher)}; student: {shape_text(found.student)}")
+        for note in student_notes(self.bench, found):
+            self.progress.say(note)
         self.progress.say(f"precision: {self.precision.name}, since {self.precision.why}")
         if self.bench.attention:
             self.progress.say("attention maps are asked for, so both models run eager attention, which is slower")
@@ -139,20 +137,20 @@ class _Run:
     def predictions(self, role: str, seed: int, model: Stage) -> dict[str, Any]:
         """The logits on every split that is evaluated, in float32."""
         file = self.path / "predictions" / f"{role}-{seed}.parquet"
+        bench = self.bench.reads(role)
 
         def work(_folder: Path) -> dict[str, Any]:
-            loaded = self.bench.load(self.school.model(model)).model
+            loaded = bench.load(self.school.model(model)).model
             loaded.to(fastest_device())  # type: ignore[arg-type]
-            collate = self.bench.task.collator(self.bench.tokenizer)
             found = {}
-            for split in dict.fromkeys([TRAIN, VALIDATION, self.bench.evaluated_on]):
-                rows = self.bench.sample_of_train if split == TRAIN else self.bench.rows[split]
+            for split in dict.fromkeys([TRAIN, VALIDATION, bench.evaluated_on]):
+                rows = bench.sample_of_train if split == TRAIN else bench.rows[split]
                 with self.progress.stage(f"{role.replace('_', ' ')} on {split}") as step:
-                    found[split] = predict_logits(loaded, rows, collate, progress=step)
+                    found[split] = predict_logits(loaded, rows, bench.collate, progress=step)
             save_predictions(file, found)
             return {"file": file.name}
 
-        made_from = {"model": model.digest, "rows": self.bench.digest}
+        made_from = {"model": model.digest, "rows": bench.digest}
         self.folder.stage(f"predictions/{role}/{seed}", made_from, work, [f"predictions/{file.name}"])
         return load_predictions(file)
 

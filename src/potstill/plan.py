@@ -18,19 +18,13 @@ from transformers import PreTrainedModel
 from potstill.knowledge.architectures import ModelShape, describe
 from potstill.mappings import EMBEDDINGS
 from potstill.objective import BoundObjective
+from potstill.preflight import needed_bytes, preflight, student_notes
 from potstill.progress import Progress, Silent
 from potstill.recipe import Recipe, load_recipe
 from potstill.training import Distiller, TrainSettings, detect_precision
 from potstill.training.dropout import cheap_dropout
 from potstill.training.stages import total_steps
-from potstill.workbench import (
-    LABELS_ONLY,
-    TRAIN,
-    Workbench,
-    needed_bytes,
-    preflight,
-    prepare_workbench,
-)
+from potstill.workbench import LABELS_ONLY, TRAIN, Workbench, prepare_workbench
 
 TRIED = 4  # batches that are timed, from short to long; before them the longest, whose memory is counted
 ADAM = 4 * 4  # bytes a parameter: weight, gradient, two moments
@@ -94,6 +88,7 @@ def plan(
     if bench.attention:
         notes.append("attention maps are asked for, so both models run eager attention, which is slower")
     found = preflight(bench)
+    notes += student_notes(bench, found)
     precision = detect_precision(loaded.distill[0].train.precision)
     trials = {}
     with (progress or Silent()).stage("trying a few batches") as step:
@@ -101,12 +96,22 @@ def plan(
         for number, (name, (model, _)) in enumerate(pairs.items()):
             step(number, 2 + len(found.stages), None)
             trials[name] = _try(
-                Distiller(model, LABELS_ONLY, bench.task), bench, _batch_size(loaded, name), precision.bfloat16
+                Distiller(model, LABELS_ONLY, bench.task),
+                bench.reads(name),
+                _batch_size(loaded, name),
+                precision.bfloat16,
             )
         for number, stage in enumerate(loaded.distill):
             step(2 + number, 2 + len(found.stages), None)
             dtype = torch.bfloat16 if precision.bfloat16 else None
-            distiller = Distiller(found.student, stage.objective(), bench.task, found.teacher, teacher_dtype=dtype)
+            distiller = Distiller(
+                found.student,
+                stage.objective(),
+                bench.task,
+                found.teacher,
+                teacher_dtype=dtype,
+                own_columns=bench.teachers is not None,
+            )
             trials[f"distill {number}"] = _try(distiller, bench, stage.train.batch_size, precision.bfloat16)
     sizes = {"teacher": _parameters(found.teacher), "student": _parameters(found.student)}
     activations = max(trial.activations for trial in trials.values())
@@ -146,7 +151,7 @@ def _try(distiller: Distiller, bench: Workbench, size: int, bfloat16: bool) -> _
     """Forward and backward on a few batches of typical length, with the gradients thrown away."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     distiller.to(device).train()
-    rows, collate = bench.rows[TRAIN], bench.task.collator(bench.tokenizer)
+    rows, collate = bench.rows[TRAIN], bench.collate
     order = np.argsort(np.asarray(rows["length"]), kind="stable")
     last = max(0, len(order) - size)
     starts = [last, *(int(last * (number + 0.5) / TRIED) for number in range(TRIED))]  # the longest must fit in memory

@@ -17,11 +17,11 @@ from pydantic.dataclasses import dataclass as validated
 from potstill.checks import nearest, problem, unknown_name
 from potstill.errors import RecipeError
 from potstill.objective import Objective, Term, check_term
+from potstill.sections import STRICT, StudentSection
 from potstill.terms import PEERS, TEACHER
 from potstill.training.combination import CONFIDENT, Combination
 from potstill.training.settings import RefineSettings, TrainSettings
 
-STRICT = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 if TYPE_CHECKING:
     from potstill.training.settings import RefineSettings as Refine
     from potstill.training.settings import TrainSettings as Train
@@ -109,29 +109,6 @@ class TeacherSection(Section):
             )
         if not self.others and (self.route is not None or self.weight != 1.0):
             raise ValueError("'route' and 'weight' say how several teachers are combined, and there are no 'others'")
-        return self
-
-
-class StudentSection(Section):
-    """The model to make: from the teacher's layers, from a config, or from a checkpoint."""
-
-    origin: Literal["teacher", "config", "checkpoint"] = Field("teacher", alias="from")
-    layers: int | list[int] | None = None
-    rule: Literal["spread", "uniform", "first", "last"] = "spread"
-    config: dict[str, Any] | None = None
-    model: str | None = None
-
-    @model_validator(mode="after")
-    def _fitting_keys(self) -> Self:
-        if self.rule != "spread" and not isinstance(self.layers, int):
-            raise ValueError("'rule' says which layers a count keeps, and goes with a number of 'layers' only")
-        takes = {"teacher": ("layers",), "config": ("config",), "checkpoint": ("model",)}[self.origin]
-        for key in ("layers", "config", "model"):
-            given = getattr(self, key) is not None
-            if given and key not in takes:
-                raise ValueError(f"'{key}' doesn't go with from: {self.origin}, which takes {', '.join(takes)}")
-            if not given and key in takes:
-                raise ValueError(f"from: {self.origin} needs '{key}'")
         return self
 
 
@@ -248,6 +225,22 @@ class Recipe(Section):
             raise ValueError("A chain of assistants or generations starts from one teacher; leave out teacher.others")
         return self
 
+    @model_validator(mode="after")
+    def _fitting_students(self) -> Self:
+        chain = [one.student for one in self.assistants]
+        stages = [*self.distill, *(stage for one in self.assistants for stage in one.distill or ())]
+        further = [*chain, *(peer for stage in stages for peer in stage.mutual)]
+        if any(one.initialise == "pretrained" for one in (self.student, *further)) and self.teacher.train is None:
+            raise ValueError(
+                "initialise: pretrained is the model before it is trained here, and this teacher isn't: it is taken as "
+                "it is (no teacher.train). Leave out initialise"
+            )
+        if any(one.vocabulary is not None for one in further):
+            raise ValueError(
+                "'vocabulary' is written in 'student' alone: assistants and students that learn along have the same"
+            )
+        return self
+
     @property
     def chain(self) -> list[AssistantSection]:
         """Who teaches whom between teacher and student: the assistants, then the student's earlier generations."""
@@ -267,7 +260,8 @@ class Recipe(Section):
         found = ["student"]
         if self.evaluate.baseline:
             found.append("baseline")
-            cut_here = self.teacher.train is not None and self.student.origin == "teacher"
+            student = self.student  # with other weights than the teacher's, its baseline is that cut already
+            cut_here = self.teacher.train and student.origin == "teacher" and student.initialise == "teacher"
             if self.evaluate.pretrained_baseline and cut_here:
                 found.append("pretrained_baseline")
         return found

@@ -9,21 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from potstill.evaluation.predict import predict_logits
 from potstill.evaluation.results import TRAIN, VALIDATION
 from potstill.knowledge import describe
 from potstill.metrics import METRICS, primary, scores
 from potstill.objective import Objective
+from potstill.preflight import load_teacher, start_student
 from potstill.progress import Progress
-from potstill.recipe import AssistantSection, StudentSection
+from potstill.recipe import AssistantSection
 from potstill.runs import RunFolder, Stage
+from potstill.sections import StudentSection
 from potstill.shipping import fingerprint, save_model
 from potstill.terms import TEACHER
 from potstill.training import TrainSettings, detect_precision
 from potstill.training.stages import Lesson, train
-from potstill.workbench import LABELS_ONLY, Workbench, load_teacher, model_path, start_student
+from potstill.workbench import LABELS_ONLY, Workbench, model_path
 
 BASELINES = ("baseline", "pretrained_baseline")
 
@@ -36,6 +38,7 @@ class Lessons:
     train: TrainSettings
     freeze: Sequence[int | str] = ()
     mutual: Sequence[StudentSection] = ()
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None  # where its teachers have another than it has
 
 
 class School:
@@ -59,15 +62,16 @@ class School:
     def _teacher(self, name: str, settings: TrainSettings | None, seed: int) -> Stage:
         path = self._given(name)
         place = name if name == TEACHER else f"teachers/{name}"
-        made_from = {"model": fingerprint(path), "rows": self.bench.digest, "train": _plain(settings)}
+        bench = self.bench.for_teacher
+        made_from = {"model": fingerprint(path), "rows": bench.digest, "train": _plain(settings)}
 
         def work(folder: Path) -> dict[str, Any]:
             if settings is None:
                 return {"path": path, "training": None, "curves": []}
             set_seed(seed)  # for the new head
-            loaded = self.bench.load(path).model
+            loaded = bench.load(path).model
             value = self._train(loaded, [Lessons(LABELS_ONLY, settings)], folder, seed, {}, place)
-            save_model(loaded, self.bench.tokenizer, self.path / place)
+            save_model(loaded, bench.tokenizer, self.path / place)
             return {"path": place, **value}
 
         leaves: list[str] = [place] if settings is not None else []
@@ -97,7 +101,8 @@ class School:
         section = self.recipe.student if assistant is None else assistant.student
         distill = self.recipe.distill if assistant is None or assistant.distill is None else assistant.distill
         taught = role not in BASELINES
-        lessons = [Lessons(stage.objective(), stage.train, stage.freeze, stage.mutual) for stage in distill]
+        reads = self.bench.teacher_tokenizer if teacher in learns_from.values() else None  # assistants read as we do
+        lessons = [Lessons(stage.objective(), stage.train, stage.freeze, stage.mutual, reads) for stage in distill]
         if self.recipe.refine is not None:
             lessons.append(Lessons(LABELS_ONLY, self.recipe.refine.train))
         if not taught:
@@ -105,7 +110,7 @@ class School:
         made_from = {
             "teacher": teacher.digest,
             "rows": self.bench.digest,
-            "student": _plain(section),
+            "student": section.inputs(),
             "terms": [_plain(stage) for stage in distill] if taught else [],
             "train": [_plain(lesson.train) for lesson in lessons],
             "seed": seed,
@@ -125,7 +130,7 @@ class School:
             }
             if role == "pretrained_baseline":
                 set_seed(seed)  # for the new head
-                source = self.bench.load(self.bench.teacher_path).model
+                source = self.bench.for_teacher.load(self.bench.teacher_path).model
             model = start_student(self.bench, source, seed, section)
             title = role.replace("_", " ").replace("-", " ")
             if self.recipe.evaluate.seeds > 1:
@@ -148,24 +153,26 @@ class School:
     ) -> dict[str, Any]:
         """All stages in a row; what they took together, and a curve of each."""
         curves, totals = [], {"seconds": 0.0, "steps": 0, "rows_seen": 0}
-        key = primary(self.bench.task.problem)
+        bench = self.bench.for_teacher if title.startswith(TEACHER) else self.bench
+        key = primary(bench.task.problem)
         for number, one in enumerate(lessons):
             settings = one.train
             name = self._stage_name(number, len(lessons), title)
-            rows = self.bench.transfer if name.startswith("distill") else self.bench.rows[TRAIN]
+            rows = bench.transfer if name.startswith("distill") else bench.rows[TRAIN]
             precision = detect_precision(settings.precision)
             lesson = Lesson(
-                self.bench.task,
-                self.bench.tokenizer,
+                bench.task,
+                bench.tokenizer,
                 rows,
                 one.objective,
                 teachers,
-                evaluator=partial(self._validation_scores, bfloat16=precision.bfloat16),
+                evaluator=partial(_validation_scores, bench, bfloat16=precision.bfloat16),
                 metric=key,
                 higher_is_better=METRICS[key].higher_is_better,
                 peers=[start_student(self.bench, source, seed, section) for section in one.mutual] if source else [],
                 combination=self.recipe.combination if len(teachers) > 1 else None,
                 freeze=one.freeze,
+                teacher_tokenizer=one.teacher_tokenizer if teachers else None,
             )
             with self.progress.stage(title if len(lessons) == 1 else f"{title}: {name}") as step:
                 record = train(
@@ -191,11 +198,6 @@ class School:
             return "refine"
         return "distill" if count - (self.recipe.refine is not None) == 1 else f"distill {number + 1}"
 
-    def _validation_scores(self, student: PreTrainedModel, bfloat16: bool) -> dict[str, float]:
-        rows, collate = self.bench.rows[VALIDATION], self.bench.task.collator(self.bench.tokenizer)
-        logits = predict_logits(student, rows, collate, bfloat16=bfloat16)
-        return scores(self.bench.task.problem, logits, self.bench.labels(VALIDATION))
-
     def model(self, stage: Stage) -> Path:
         """Where a stage left its model; a teacher taken as it is stays where the recipe has it."""
         if stage.value["training"] is None:
@@ -207,6 +209,11 @@ class School:
         if name == TEACHER:
             return self.bench.teacher_path
         return model_path(next(other.model for other in self.recipe.teacher.others if other.name == name))
+
+
+def _validation_scores(bench: Workbench, student: PreTrainedModel, bfloat16: bool) -> dict[str, float]:
+    logits = predict_logits(student, bench.rows[VALIDATION], bench.collate, bfloat16=bfloat16)
+    return scores(bench.task.problem, logits, bench.labels(VALIDATION))
 
 
 def _plain(settings: Any) -> Any:

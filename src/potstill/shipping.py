@@ -18,12 +18,13 @@ from potstill.errors import ExportError
 from potstill.evaluation import cost
 from potstill.evaluation.peak_memory import classifier_workload, peak_memory
 from potstill.evaluation.predict import Logits
-from potstill.knowledge import inputs_for
+from potstill.knowledge import TEACHERS, inputs_for, own_columns
 from potstill.metrics import scores
 from potstill.prediction import load_classifier, token_limit
 from potstill.progress import Step
 from potstill.runs import replace_folder
 from potstill.tasks.base import quiet_transformers
+from potstill.terms import TEACHER
 from potstill.workbench import Workbench
 
 FILES = {"onnx": ("ONNX", "model.onnx"), "onnx-int8": ("ONNX int8", "model-int8.onnx")}
@@ -116,9 +117,8 @@ def _verified(
 
 
 def _batches(bench: Workbench, split: str, order: Any, size: int) -> Iterator[Mapping[str, Any]]:
-    collate = bench.task.collator(bench.tokenizer)
     for start in range(0, len(order), size):
-        yield collate(bench.rows[split].select(order[start : start + size].tolist()).to_list())
+        yield bench.collate(bench.rows[split].select(order[start : start + size].tolist()).to_list())
 
 
 def measure_cost(
@@ -126,11 +126,11 @@ def measure_cost(
 ) -> dict[str, dict[str, Any]]:
     """Parameters, bytes, MACs, latency, throughput and peak memory of models and exported files, by name.
 
-    Latency is measured in turns, round by round, on rows of the evaluated split as they come.
+    Latency is measured in turns, round by round, on rows of the evaluated split as they come. A teacher with another
+    tokenizer reads the same rows by that.
     """
     split = bench.evaluated_on
-    lengths = np.asarray(bench.rows[split]["length"])
-    order = list(range(len(lengths)))
+    order = list(range(len(bench.rows[split])))
     random.Random(0).shuffle(order)
     size = min(32, len(order))
     batches = {1: list(_batches(bench, split, np.asarray(order[:64]), 1))}
@@ -138,14 +138,18 @@ def measure_cost(
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     loaded = {name: bench.load(path, as_shipped=True).model for name, path in models.items()}
     runners: dict[str, Any] = {name: cost.torch_runner(model, device) for name, model in loaded.items()}
+    if bench.teachers is not None and TEACHER in runners:
+        teacher = runners[TEACHER]
+        runners[TEACHER] = lambda batch: teacher(own_columns(batch, TEACHERS))
     threads = torch.get_num_threads()
     runners |= {name: export.OnnxModel(path, threads=threads) for name, path in exports.items()}
     step(0, 2 + len(runners), None)
     latency = cost.measure_latency(runners, batches)
-    mean, long = round(float(lengths.mean())), round(float(np.percentile(lengths, 95)))
     found: dict[str, dict[str, Any]] = {}
     for number, name in enumerate(runners):
         step(1 + number, 2 + len(runners), None)
+        lengths = np.asarray(bench.reads(name).rows[split]["length"])
+        mean, long = round(float(lengths.mean())), round(float(np.percentile(lengths, 95)))
         timed = {str(k): {"p50_ms": v.p50_ms, "p95_ms": v.p95_ms} for k, v in latency[name].items()}
         found[name] = {"latency": timed, "throughput_per_s": latency[name][32].rows_per_s}
         if name in loaded:

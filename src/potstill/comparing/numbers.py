@@ -46,9 +46,7 @@ class Finished:
     def architecture(self) -> str:
         """What decides the cost of running teacher and student."""
         recipe = self.cell.recipe.as_dict()
-        student = {
-            key: value for key, value in recipe["student"].items() if key in ("from", "layers", "config", "model")
-        }
+        student = {key: value for key, value in recipe["student"].items() if key not in ("rule", "initialise")}
         if isinstance(student["layers"], list):
             student["layers"] = len(student["layers"])
         return digest({"student": student, "teacher": recipe["teacher"]["model"], "data": recipe["data"]})

@@ -1,7 +1,7 @@
 """Rows under the names that tasks know (``text``, ``text_pair``, ``labels``), and rows without labels beside them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,12 @@ def _keys(texts: Sequence[Sequence[str | None]]) -> list[tuple[str, ...]]:
 def joined(parts: Sequence[Dataset]) -> Dataset:
     """Rows one after the other."""
     return parts[0] if len(parts) == 1 else concatenate_datasets(list(parts))
+
+
+def side_by_side(rows: Dataset, others: Dataset, names: Mapping[str, str]) -> Dataset:
+    """Rows with some columns of the same rows as they stand elsewhere, under new names: {there: here}."""
+    found = others.select_columns([name for name in names if name in others.column_names])
+    return concatenate_datasets([rows, found.rename_columns({n: names[n] for n in found.column_names})], axis=1)
 
 
 def in_order(rows: Dataset, names: Sequence[str], wanted: Sequence[str]) -> Dataset:

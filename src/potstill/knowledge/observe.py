@@ -20,6 +20,9 @@ from potstill.knowledge.types import LAYERED, Knowledge, Needs
 
 IGNORED = -100  # the label of a position without one, as transformers writes it
 TARGETS = ("labels", "label", "label_ids")
+TEACHERS = "teacher_"
+"""The prefix of the columns that hold a row as teachers read it, where they have another tokenizer than the student."""
+READ = ("input_ids", "attention_mask", "token_type_ids")
 
 
 @lru_cache(maxsize=64)
@@ -33,15 +36,31 @@ def inputs_for(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, An
     return {name: value for name, value in batch.items() if name in known}
 
 
-class Observer:
-    """A model and what is asked of it; call it with a batch. Its mode and gradients are the caller's business."""
+def own_columns(batch: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+    """A batch as a model with a tokenizer of its own reads it: the columns of its prefix, without it, before others.
 
-    def __init__(self, model: PreTrainedModel, needs: Needs) -> None:
+    A batch without such columns is read as it is.
+    """
+    own = {name.removeprefix(prefix): value for name, value in batch.items() if prefix and name.startswith(prefix)}
+    if not own:
+        return batch
+    return {**{name: value for name, value in batch.items() if name not in READ}, **own}
+
+
+class Observer:
+    """A model and what is asked of it; call it with a batch. Its mode and gradients are the caller's business.
+
+    With a `prefix`, it reads its `own_columns`.
+    """
+
+    def __init__(self, model: PreTrainedModel, needs: Needs, *, prefix: str = "") -> None:
         self.model = model
         self.needs = needs
+        self.prefix = prefix
 
     def __call__(self, batch: Mapping[str, Any]) -> Knowledge:
         """Run the model once on a batch and return what was asked for."""
+        batch = own_columns(batch, self.prefix)
         with tapped(self.model, self.needs) as found:
             output = self.model(**inputs_for(self.model, batch))
         for kind in LAYERED:

@@ -24,17 +24,19 @@ import yaml
 
 from potstill.checks import problem
 from potstill.comparing.axes import override
+from potstill.comparing.benches import Benches
 from potstill.errors import ArgumentError, MappingError, ModelError, PotstillError, RecipeError, TrainingError
 from potstill.evaluation.predict import fastest_device, predict_logits
 from potstill.metrics import METRICS, primary, score
 from potstill.pipeline import RUNS
+from potstill.preflight import preflight, require_space
 from potstill.progress import Progress, Silent, titled
 from potstill.recipe import Recipe, load_recipe
 from potstill.runs import RunFolder, digest, write_json, write_text
 from potstill.school import School
 from potstill.searching.space import Choice, Space, as_data, parse_space
 from potstill.shipping import hardware, versions
-from potstill.workbench import TEST, VALIDATION, Workbench, preflight, prepare_workbench, require_space
+from potstill.workbench import TEST, VALIDATION, Workbench
 
 SCHEMA = 1
 UNFIT = (RecipeError, ModelError, MappingError, ArgumentError, TrainingError)  # of one trial; the search goes on
@@ -115,8 +117,8 @@ class _Search:
         self.name = digest(as_data(space))[:6]
 
     def all(self, trials: int, hours: float | None) -> SearchOutcome:
-        with self.progress.stage("reading the data"):
-            self.bench = without_test(prepare_workbench(self.base, self.progress.say))
+        self.benches = Benches(self.progress, without_test)
+        self.bench = self.benches.of(self.base)
         self.metric = METRICS[primary(self.bench.task.problem)]
         self.check()
         study = self.study()
@@ -138,7 +140,7 @@ class _Search:
             for value in one.ends:
                 try:
                     recipe = load_recipe(self.base, [override(key, value)])
-                    found = preflight(replace(self.bench, recipe=recipe))
+                    found = preflight(self.benches.of(recipe))
                 except PotstillError as error:
                     problems += [f"{key} {value}: {line}" for line in str(error).splitlines()]
                 else:
@@ -225,7 +227,7 @@ class _Search:
         """The primary metric on the validation rows, one value a seed."""
         home = self.path / "trials"
         siblings = [folder for folder in sorted(home.glob("*")) if folder.is_dir() and folder.name != name]
-        bench = replace(self.bench, recipe=recipe)
+        bench = self.benches.of(recipe)
         with RunFolder(home / name, recipe, update=True, siblings=siblings).opened() as folder:
             preflight(bench)
             school = School(folder, bench, titled(self.progress, title))
@@ -242,7 +244,7 @@ class _Search:
         """The primary metric of one student on the validation rows."""
         model = bench.load(student).model
         model.to(fastest_device())  # type: ignore[arg-type]
-        logits = predict_logits(model, bench.rows[VALIDATION], bench.task.collator(bench.tokenizer))
+        logits = predict_logits(model, bench.rows[VALIDATION], bench.collate)
         return score(self.metric.key, bench.task.problem, logits, bench.labels(VALIDATION))
 
     def outcome(self, study: Any, trials: int) -> SearchOutcome:
@@ -290,9 +292,17 @@ class _Search:
 
 def without_test(bench: Workbench) -> Workbench:
     """A workbench whose test rows are gone, with a digest of its own: nothing made from it is taken for a whole one."""
-    rows = {split: rows for split, rows in bench.rows.items() if split != TEST}
-    texts = {split: rows for split, rows in bench.texts.items() if split != TEST}
-    return replace(bench, rows=rows, texts=texts, digest=digest({"without test": bench.digest}))
+
+    def kept(rows: Mapping[str, Any]) -> dict[str, Any]:
+        return {split: part for split, part in rows.items() if split != TEST}
+
+    def marked(name: str) -> str:
+        return digest({"without test": name})
+
+    own = bench.teachers
+    teachers = None if own is None else replace(own, rows=kept(own.rows), digest=marked(own.digest))
+    rows, texts = kept(bench.rows), kept(bench.texts)
+    return replace(bench, teachers=teachers, rows=rows, texts=texts, digest=marked(bench.digest))
 
 
 def _short(value: Any) -> str:

@@ -39,7 +39,8 @@ def build_student(
         A model in eval mode, float32 where the teacher is. With neither `layers` nor `config`, a copy of the teacher.
 
     Prefer `layers` while half or a third of the depth is small enough: copied layers need a fraction of the training.
-    Use `config` for narrower students; they start from nothing, and want much more (unlabelled) data.
+    Use `cut_width` for narrower students, and `config` for those of other sizes altogether: they start from nothing,
+    and want much more (unlabelled) data.
     """
     if layers is not None and config is not None:
         raise ModelError(
@@ -65,20 +66,29 @@ def _from_config(teacher: PreTrainedModel, changes: Mapping[str, Any], seed: int
             problem(
                 "A student shares its teacher's tokenizer, and so its vocabulary",
                 given=f"vocab_size {changes['vocab_size']}, teacher {teacher.config.vocab_size}",
-                do="Leave vocab_size out",
+                do="Leave vocab_size out; a smaller vocabulary is made by cut_tokenizer and cut_vocabulary",
             )
         )
     config = copy.deepcopy(teacher.config)
     for name, value in changes.items():
         setattr(config, name, value)
+    try:
+        return _random(type(teacher), config, teacher.dtype, seed)
+    except (ValueError, TypeError) as error:
+        raise ModelError(
+            problem("A student of this config can't be built", given=changes, follows=str(error))
+        ) from None
+
+
+def reinitialised(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """A model of the very shape of `model`, whose weights are initialised at random from `seed`; for comparison: what a
+    student that starts from nothing makes of the same lessons."""
+    return _random(type(model), copy.deepcopy(model.config), model.dtype, seed)
+
+
+def _random(kind: type[PreTrainedModel], config: Any, dtype: torch.dtype, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
-            student = cast(type(teacher)(config), teacher.dtype)
-        except (ValueError, TypeError) as error:
-            follows = str(error)
-            raise ModelError(
-                problem("A student of this config can't be built", given=changes, follows=follows)
-            ) from None
+        student = cast(kind(config), dtype)
     student.eval()  # type: ignore[no-untyped-call]
     return student

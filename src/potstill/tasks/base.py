@@ -49,8 +49,10 @@ class Task(Protocol):
     def encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Dataset:
         """Rows as token ids; keeps ``labels``, adds ``length``."""
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[Mapping[str, Any]]], Batch]:
-        """A function that pads encoded rows to a batch."""
+    def collator(
+        self, tokenizer: PreTrainedTokenizerBase, teachers: PreTrainedTokenizerBase | None = None
+    ) -> Callable[[Sequence[Mapping[str, Any]]], Batch]:
+        """A function that pads encoded rows to a batch; with the teachers' tokenizer, the columns ``teacher_*`` too."""
 
     def targets(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         """The labels of a batch, with harmless values where a row has none."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from potstill import losses
+from potstill.knowledge import TEACHERS
 from potstill.tasks.base import Batch, LoadedModel, bars_on_a_terminal, load_pretrained
 from potstill.terms import Defaults
 
@@ -104,9 +105,11 @@ class TextClassification:
         with bars_on_a_terminal():
             return rows.map(tokens, batched=True, remove_columns=drop, desc="encoding")
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[Mapping[str, Any]]], Batch]:
-        """Pads to the longest row of the batch, on the tokenizer's side."""
-        return TextCollator(tokenizer, self.problem)
+    def collator(
+        self, tokenizer: PreTrainedTokenizerBase, teachers: PreTrainedTokenizerBase | None = None
+    ) -> Callable[[Sequence[Mapping[str, Any]]], Batch]:
+        """Pads to the longest row of the batch, on the tokenizer's side; the teachers' columns by their tokenizer."""
+        return TextCollator(tokenizer, self.problem, teachers)
 
     def targets(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         """Labels with 0 in place of the NaN of unlabelled rows, so that no NaN reaches a gradient."""
@@ -133,24 +136,17 @@ class TextClassification:
 
 @dataclass(frozen=True)
 class TextCollator:
-    """Encoded rows -> a padded batch: ids, mask, labels."""
+    """Encoded rows -> a padded batch: ids, mask, labels; and the teachers' ids and mask, where they have other ones."""
 
     tokenizer: PreTrainedTokenizerBase
     problem: str
+    teachers: PreTrainedTokenizerBase | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        """Pad on the tokenizer's own side, with its own padding ids; labels int64 for classes, float32 otherwise."""
-        names = [name for name in rows[0] if name in ("input_ids", "token_type_ids")]
-        longest = max(len(row["input_ids"]) for row in rows)
-        padding = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
-        left = self.tokenizer.padding_side == "left"
-
-        def padded(values: Sequence[int], fill: int) -> list[int]:
-            extra = [fill] * (longest - len(values))
-            return [*extra, *values] if left else [*values, *extra]
-
-        batch = {name: torch.tensor([padded(row[name], padding[name]) for row in rows]) for name in names}
-        batch["attention_mask"] = torch.tensor([padded([1] * len(row["input_ids"]), 0) for row in rows])
+        """Pad on each tokenizer's own side, with its own padding ids; labels int64 for classes, float32 otherwise."""
+        batch = _padded(rows, self.tokenizer)
+        if self.teachers is not None:
+            batch |= _padded(rows, self.teachers, TEACHERS)
         if "labels" in rows[0]:
             dtype = torch.long if self.problem == "single_label" else torch.float32
             batch["labels"] = torch.tensor([row["labels"] for row in rows], dtype=dtype)
@@ -158,3 +154,19 @@ class TextCollator:
             if name in rows[0]:
                 batch[name] = torch.tensor([row[name] for row in rows], dtype=torch.long)
         return batch
+
+
+def _padded(rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, prefix: str = "") -> Batch:
+    """The columns of a prefix that hold tokens, [B,S] each, and their mask."""
+    ids = f"{prefix}input_ids"
+    fills = {ids: tokenizer.pad_token_id, f"{prefix}token_type_ids": tokenizer.pad_token_type_id}
+    longest = max(len(row[ids]) for row in rows)
+    left = tokenizer.padding_side == "left"
+
+    def padded(values: Sequence[int], fill: int) -> list[int]:
+        extra = [fill] * (longest - len(values))
+        return [*extra, *values] if left else [*values, *extra]
+
+    batch = {n: torch.tensor([padded(row[n], fill) for row in rows]) for n, fill in fills.items() if n in rows[0]}
+    batch[f"{prefix}attention_mask"] = torch.tensor([padded([1] * len(row[ids]), 0) for row in rows])
+    return batch

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from potstill.checks import problem
 from potstill.errors import ModelError
-from potstill.knowledge import Knowledge, Needs, Observer, describe
+from potstill.knowledge import TEACHERS, Knowledge, Needs, Observer, describe
 from potstill.knowledge.architectures import cast
 from potstill.knowledge.taps import check_needs
 from potstill.objective import BoundObjective, Objective, Parts, Scene
@@ -62,6 +62,7 @@ class Distiller(Member):
         peers: further students that learn along, from the same terms, each from all others too.
         combination: how several teachers are combined; without it, all count alike.
         rows: of the data set, for terms that keep a memory.
+        own_columns: the teachers have another tokenizer, and read the columns ``teacher_*`` of a batch.
 
     Raises:
         RecipeError: the objective doesn't fit the models.
@@ -80,10 +81,15 @@ class Distiller(Member):
         peers: Sequence[PreTrainedModel] = (),
         combination: Combination | None = None,
         rows: int = 0,
+        own_columns: bool = False,
     ) -> None:
         teachers = by_name(teacher)
         members = [student, *peers]
-        bound = [bind(objective, model, task, teachers, peers=_others(members, model)) for model in members]
+        others = [_others(members, model) for model in members]
+        bound = [
+            bind(objective, model, task, teachers, peers=beside, own_columns=own_columns)
+            for model, beside in zip(members, others, strict=True)
+        ]
         super().__init__(student, bound[0], rows)
         self.task = task
         self.combination = combination
@@ -99,7 +105,9 @@ class Distiller(Member):
             if teacher_dtype not in (None, model.dtype):
                 model = cast(copy.deepcopy(model), teacher_dtype)
             model.eval()  # type: ignore[no-untyped-call]
-            held[name] = Observer(model, self.objective.needs("teacher", name) | routed)
+            held[name] = Observer(
+                model, self.objective.needs("teacher", name) | routed, prefix=TEACHERS if own_columns else ""
+            )
         self.__dict__["_observe_teachers"] = held  # past nn.Module's registration: never submodules
 
     @property
@@ -193,8 +201,10 @@ def bind(
     teacher: PreTrainedModel | Mapping[str, PreTrainedModel] | None,
     *,
     peers: Mapping[str, PreTrainedModel] | None = None,
+    own_columns: bool = False,
 ) -> BoundObjective:
-    """An objective bound to its models and a task; refuses models that don't share a vocabulary."""
+    """An objective bound to its models and a task; refuses models that don't share a vocabulary, unless the teachers
+    read columns of their own."""
     sources = {**by_name(teacher), **(peers or {})}
     shapes = {name: describe(model) for name, model in sources.items()}
     own = describe(student)
@@ -207,13 +217,13 @@ def bind(
                     do="Give a copy: build_student(teacher)",
                 )
             )
-        if shapes[name].vocabulary != own.vocabulary:
+        if shapes[name].vocabulary != own.vocabulary and not (own_columns and name not in (peers or {})):
             raise ModelError(
                 problem(
                     "Teacher and student have different vocabularies",
                     given=f"student {own.vocabulary} entries, {name} {shapes[name].vocabulary}",
                     follows="The same ids would mean different words to each, and the student would learn noise",
-                    do="Use a student with the teacher's tokenizer",
+                    do="Use a student with the teacher's tokenizer, or give rows that hold both models' tokens",
                 )
             )
     return objective.bind(own, shapes, task.defaults())

@@ -54,6 +54,7 @@ class Lesson:
     peers: Sequence[PreTrainedModel] = ()
     combination: Combination | None = None
     freeze: Sequence[int | str] = ()
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None  # where the teachers have another than the student
 
 
 def total_steps(settings: TrainSettings, rows: int, world_size: int = 1) -> tuple[int, int]:
@@ -98,6 +99,7 @@ def train(
         teacher=lesson.teacher,
         peers=lesson.peers,
         combination=lesson.combination,
+        teacher_tokenizer=lesson.teacher_tokenizer,
         args=training_arguments(settings, lesson, folder, bfloat16=precision.bfloat16, seed=seed),
         teacher_dtype=torch.bfloat16 if precision.bfloat16 else None,
         evaluator=lesson.evaluator,

@@ -28,6 +28,7 @@ from potstill.checks import problem
 from potstill.errors import TrainingError
 from potstill.objective import Objective, Parts
 from potstill.tasks.base import Rows, Task
+from potstill.training.alignment import require_aligned
 from potstill.training.checkpoints import load_weights, mark_complete, prune, save_weights
 from potstill.training.combination import Combination
 from potstill.training.distiller import ROW, Distiller
@@ -51,6 +52,7 @@ class DistillationTrainer(Trainer):
         teacher_dtype: the precision that the teachers run in.
         peers: further students that learn along (mutual learning), trained in place too.
         combination: how several teachers are combined.
+        teacher_tokenizer: pads the columns ``teacher_*``, where the teachers have another tokenizer than the student.
         evaluator: called with the student at each evaluation; gives metrics by name. None evaluates nothing.
         patience: stop after so many evaluations without a better `args.metric_for_best_model`.
         group_by_length: put rows of like length into one batch.
@@ -75,6 +77,7 @@ class DistillationTrainer(Trainer):
         teacher_dtype: torch.dtype | None = None,
         peers: Sequence[PreTrainedModel] = (),
         combination: Combination | None = None,
+        teacher_tokenizer: PreTrainedTokenizerBase | None = None,
         evaluator: Evaluator | None = None,
         patience: int | None = None,
         group_by_length: bool = True,
@@ -96,7 +99,10 @@ class DistillationTrainer(Trainer):
             peers=peers,
             combination=combination,
             rows=len(train_dataset),
+            own_columns=teacher_tokenizer is not None,
         )
+        if teacher_tokenizer is not None:
+            require_aligned(self.distiller.objective, train_dataset, tokenizer, teacher_tokenizer)
         if self.distiller.objective.needs_rows:
             train_dataset = train_dataset.add_column(ROW, np.arange(len(train_dataset)))
         self.evaluator = evaluator
@@ -108,7 +114,7 @@ class DistillationTrainer(Trainer):
             model=self.distiller,
             args=arguments,
             train_dataset=train_dataset,
-            data_collator=task.collator(tokenizer),
+            data_collator=task.collator(tokenizer, teacher_tokenizer),
             # `Trainer` wants to see one before it evaluates; the evaluator has its own rows, and never reads it
             eval_dataset=train_dataset if evaluator is not None else None,
             **trainer_options,

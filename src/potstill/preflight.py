@@ -1,0 +1,276 @@
+"""Models made ready: loaded, built and compared, every objective bound to them.
+
+Everything that can be wrong with them is found here, before anything is trained. `plan` stops after it, `pipeline` goes
+on. Teachers read the rows with their tokenizer; the student, its baselines, assistants and peers all read them with the
+student's.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from potstill import export
+from potstill.checks import problem
+from potstill.errors import ModelError, RunFolderError
+from potstill.knowledge.architectures import describe, longest_input
+from potstill.mappings import selection
+from potstill.objective import BoundObjective
+from potstill.recipe import FurtherTeacherSection, Recipe, StageSection
+from potstill.sections import StudentSection
+from potstill.students import build_student, cut_vocabulary, cut_width, reinitialised, sizes_of
+from potstill.tasks import load_tokenizer
+from potstill.terms import PEERS, TEACHER
+from potstill.training.alignment import require_aligned, token_terms
+from potstill.training.distiller import bind
+from potstill.training.freezing import parts as freezable
+from potstill.workbench import TRAIN, Workbench, head_names, lowered, model_path
+
+CALIBRATION_BATCH = 32
+
+
+def load_teacher(
+    bench: Workbench, trained: Path | None = None, other: FurtherTeacherSection | None = None
+) -> PreTrainedModel:
+    """The teacher, or another one, as it was trained here, or as it was given; a new head is refused unless the recipe
+    trains it."""
+    section = other or bench.recipe.teacher
+    path = bench.teacher_path if other is None else model_path(other.model)
+    if other is not None and trained is None:
+        _same_tokenizer(bench.for_teacher, path, f"The teacher '{other.name}'")
+        _same_classes(bench, path, f"The teacher '{other.name}'")
+    loaded = bench.for_teacher.load(trained or path)
+    if loaded.new_parameters and section.train is None and trained is None:
+        raise ModelError(
+            problem(
+                f"The teacher '{section.model}' has a newly initialised head",
+                given=", ".join(loaded.new_parameters[:4]),
+                follows="Its answers would be random, and the student would learn them",
+                do="Train it here, with teacher: {train: {epochs: 2}}, or give a model that was trained for this task",
+            )
+        )
+    return loaded.model
+
+
+def start_student(
+    bench: Workbench, source: PreTrainedModel, seed: int, section: StudentSection | None = None
+) -> PreTrainedModel:
+    """The student as it starts: a cut of `source`, a model of its config, or a checkpoint of its own.
+
+    Its layers are cut first, then its width, then its vocabulary.
+
+    `section` describes another student than the recipe's: an assistant, or one that learns along.
+    """
+    section = section or bench.recipe.student
+    if section.origin == "checkpoint":
+        assert section.model is not None
+        path = model_path(section.model)
+        _same_tokenizer(bench, path)
+        _same_classes(bench, path)
+        set_seed(seed)  # for a head that the checkpoint doesn't hold
+        model = bench.load(path).model
+    else:
+        _same_tokens(bench, bench.for_teacher.tokenizer, f"A student from: {section.origin}")
+        if section.initialise == "pretrained":
+            set_seed(seed)  # for the new head
+            source = bench.for_teacher.load(bench.teacher_path).model
+        model = build_student(source, layers=section.layers, rule=section.rule, config=section.config, seed=seed)
+        if section.width is not None:
+            model = _narrower(bench, model, section)
+        if section.initialise == "random":
+            model = reinitialised(model, seed)
+    return model if bench.vocabulary is None else cut_vocabulary(model, bench.vocabulary)
+
+
+def _narrower(bench: Workbench, model: PreTrainedModel, section: StudentSection) -> PreTrainedModel:
+    """The width cut, by importance on a fixed draw of training rows as the teacher reads them."""
+    asked, reads = section.width, bench.for_teacher
+    assert asked is not None
+    batches = None
+    if asked.calibration and section.initialise != "random":
+        rows, collate = reads.rows[TRAIN], reads.collate
+        drawn = np.random.default_rng(0).permutation(len(rows))[: asked.calibration]
+        starts = range(0, len(drawn), CALIBRATION_BATCH)
+        batches = [collate(rows.select(drawn[i : i + CALIBRATION_BATCH].tolist()).to_list()) for i in starts]
+    return cut_width(model, hidden=asked.hidden, intermediate=asked.intermediate, heads=asked.heads, batches=batches)
+
+
+def _same_classes(bench: Workbench, path: str, whose: str = "The student's checkpoint") -> None:
+    """Refuse a model whose head was trained for other classes, or for these in another order."""
+    names = head_names(path, bench.recipe.teacher.trust_remote_code)
+    wanted = list(bench.task.names)
+    generic = names is None or all(name.upper().startswith("LABEL_") for name in names)
+    if bench.task.problem == "regression" or generic or lowered(names) == lowered(wanted):
+        return
+    raise ModelError(
+        problem(
+            "The student's checkpoint has a head for other classes, or for these in another order",
+            given=f"checkpoint {names}, data {wanted}",
+            follows="It would start by answering one class for another, and so would its baseline",
+            do="Give data.names in the checkpoint's order, or a checkpoint without a head",
+        )
+    )
+
+
+def _same_tokenizer(bench: Workbench, path: str, whose: str = "The student") -> None:
+    _same_tokens(bench, load_tokenizer(path, trust_remote_code=bench.recipe.teacher.trust_remote_code), whose)
+
+
+def _same_tokens(bench: Workbench, tokenizer: PreTrainedTokenizerBase, whose: str) -> None:
+    """Refuse a model of another tokenizer than the rows are read with (before its vocabulary was cut)."""
+    read_with = bench.tokenizer if bench.vocabulary is None else bench.vocabulary.before
+    ours, theirs = tokenizer.get_vocab(), read_with.get_vocab()
+    if ours != theirs:
+        differing = sum(theirs.get(token) != number for token, number in ours.items())
+        kind = "teacher" if bench.teachers is None else "student"
+        raise ModelError(
+            problem(
+                f"{whose} has another tokenizer than the {kind}",
+                given=f"{len(ours)} tokens, the {kind} {len(theirs)}, {differing} with another id or none",
+                follows="The same text becomes other ids for each, and nothing of one fits the other",
+                do=f"Use models with the {kind}'s tokenizer; only the student's may differ from all the teachers'",
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What will be trained, found without training: for the plan, and so that errors come first."""
+
+    teacher: PreTrainedModel
+    others: dict[str, PreTrainedModel]
+    student: PreTrainedModel
+    stages: tuple[BoundObjective, ...]
+
+    @property
+    def teachers(self) -> dict[str, PreTrainedModel]:
+        """All that teach the first in the chain, by name."""
+        return {TEACHER: self.teacher, **self.others}
+
+
+def preflight(bench: Workbench, trained: Path | None = None) -> Preflight:
+    """Load the teachers, build the students and bind every objective, so that whatever doesn't fit is said now."""
+    recipe = bench.recipe
+    if recipe.export.formats:
+        export.require_packages()
+    teacher = load_teacher(bench, trained)
+    others = {other.name: load_teacher(bench, other=other) for other in recipe.teacher.others}
+    taught_by: dict[str, PreTrainedModel] = {TEACHER: teacher, **others}
+    for name, model in taught_by.items():
+        _require_positions(bench.for_teacher, name, model)
+    for assistant in recipe.chain:
+        made = start_student(bench, teacher, recipe.seed, assistant.student)
+        _bind_stages(bench, assistant.distill or recipe.distill, made, taught_by, teacher)
+        taught_by = {TEACHER: made}
+    student = start_student(bench, teacher, recipe.seed)
+    _require_positions(bench, "student", student)
+    stages = _bind_stages(bench, recipe.distill, student, taught_by, teacher)
+    return Preflight(teacher, others, student, stages)
+
+
+def _bind_stages(
+    bench: Workbench,
+    stages: Sequence[StageSection],
+    student: PreTrainedModel,
+    teachers: Mapping[str, PreTrainedModel],
+    source: PreTrainedModel,
+) -> tuple[BoundObjective, ...]:
+    """The objectives of stages bound to a student and its teachers, with the peers that learn along."""
+    found = []
+    own = bench.teacher_tokenizer if teachers[TEACHER] is source else None  # an assistant reads as its student does
+    for stage in stages:
+        if stage.freeze:
+            freezable(student, stage.freeze)
+        peers = {
+            f"{PEERS} {number}": start_student(bench, source, bench.recipe.seed, section)
+            for number, section in enumerate(stage.mutual, 1)
+        }
+        bound = bind(stage.objective(), student, bench.task, teachers, peers=peers, own_columns=own is not None)
+        if own is not None:
+            require_aligned(bound, bench.transfer, bench.tokenizer, own)
+        found.append(bound)
+    return tuple(found)
+
+
+def _require_positions(bench: Workbench, name: str, model: PreTrainedModel) -> None:
+    """Refuse rows that are longer than a model has positions for, which would end in an index error in mid-training."""
+    longest, limit = max(max(rows["length"]) for rows in bench.rows.values()), longest_input(model)
+    if limit is not None and longest > limit:
+        raise ModelError(
+            problem(
+                f"The {name} has positions for {limit} tokens, and the longest row has more",
+                given=f"{longest} tokens",
+                do=f"Set data.max_length={limit}",
+            )
+        )
+
+
+def require_space(folder: Path, found: Preflight, recipe: Recipe) -> None:
+    """Refuse to start where the disk can't hold what the run leaves: models of every seed, checkpoints, exports."""
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    need = needed_bytes(found, recipe) - there  # a run that goes on has written part of it
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise RunFolderError(
+            problem(
+                f"The disk of {folder} has too little space for this run",
+                given=f"{free / 1e9:.1f} GB free, about {need / 1e9:.1f} GB needed",
+                do="Free some space, or give a folder on another disk with --out",
+            )
+        )
+
+
+def needed_bytes(found: Preflight, recipe: Recipe) -> int:
+    """About the bytes that a run writes: two checkpoints of the largest (weights, moments), and every model kept."""
+    sizes = [4 * sum(p.numel() for p in model.parameters()) for model in (found.teacher, found.student)]
+    teacher, student = sizes
+    settings = [recipe.teacher.train, *(other.train for other in recipe.teacher.others)]
+    trained = teacher * sum(train is not None for train in settings)
+    runs = recipe.evaluate.seeds * (1 + len(recipe.chain) + 2 * recipe.evaluate.baseline)
+    return 6 * max(trained, student) + trained + runs * student + 2 * student
+
+
+def shape_text(model: PreTrainedModel) -> str:
+    """``bert, 6 layers of width 384, 12 heads``."""
+    shape = describe(model)
+    layers = f"{shape.layers} layer{'s' * (shape.layers != 1)}"
+    return f"{shape.family}, {layers} of width {shape.width}, {shape.heads} heads"
+
+
+def student_notes(bench: Workbench, found: Preflight) -> list[str]:
+    """How the student starts and what it reads, in a few plain lines: for the plan, and for what a run says."""
+    section, lines = bench.recipe.student, []
+    if section.origin == "teacher":
+        whose = {
+            "teacher": "the teacher's weights" + (", as trained here" if bench.recipe.teacher.train else ""),
+            "pretrained": f"the weights of {bench.recipe.teacher.model}, before it is trained here",
+            "random": "random weights",
+        }[section.initialise]
+        total = describe(found.teacher).layers
+        layers = selection(total if section.layers is None else section.layers, total, rule=section.rule)
+        lines.append(f"student: layers {', '.join(map(str, layers))} of {total}, with {whose}")
+    if section.width is not None:
+        old, new = sizes_of(found.teacher), sizes_of(found.student)
+        kept = [
+            f"{name} {getattr(old, name):,} to {getattr(new, name):,}"
+            for name in ("hidden", "intermediate", "heads")
+            if getattr(old, name) != getattr(new, name)
+        ]
+        rows = min(section.width.calibration, len(bench.rows[TRAIN]))
+        by = f"importance on {rows:,} training rows" if rows else "the size of the weights"
+        lines.append(f"width: {', '.join(kept) or 'nothing cut'}, by {by}")
+    if bench.vocabulary is not None:
+        before, after = len(bench.vocabulary.before), len(bench.vocabulary.kept)
+        table: Any = found.student.get_input_embeddings().weight
+        saved = (before - after) * table.shape[1] * table.element_size()
+        lines.append(f"vocabulary: {before:,} to {after:,} tokens, {saved / 1e6:.1f} MB of embeddings less")
+    if bench.teachers is not None:
+        terms = [name for stage in found.stages for name in token_terms(stage)]
+        each = f"token by token for {', '.join(dict.fromkeys(terms))}: the tokens of every training row are the same"
+        compared = each if terms else "by row, not by token"
+        lines.append(f"tokenizers: teacher and student have one each, and are compared {compared}")
+    return lines
