@@ -24,8 +24,8 @@ from typing import Any
 import yaml
 
 from potstill.checks import problem
-from potstill.errors import RunFolderError
-from potstill.recipe import Recipe
+from potstill.errors import PotstillError, RunFolderError
+from potstill.recipe import Recipe, load_recipe
 
 MARKERS = ".stages"
 WORK = "work"
@@ -131,7 +131,7 @@ class RunFolder:
     def _claim(self) -> None:
         known, markers = self.path / "recipe.yaml", self.path / MARKERS
         if known.exists() and markers.exists() and not self.update:
-            differing = list(differences(yaml.safe_load(known.read_text(encoding="utf-8")), self.recipe.as_dict()))
+            differing = list(differences(_written(known), self.recipe.as_dict()))
             if differing:
                 raise RunFolderError(
                     problem(
@@ -220,6 +220,15 @@ class RunFolder:
         folder = home / made_from
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+def _written(path: Path) -> Any:
+    """The recipe of a folder as plain data; keys that came with a later version have their defaults."""
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        return load_recipe(data).as_dict()
+    except PotstillError:  # a recipe that this version no longer takes
+        return data
 
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:

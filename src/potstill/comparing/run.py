@@ -178,7 +178,13 @@ class _Comparison:
         return trained if trained.exists() else Path(self.benches.of(one.cell.recipe).teacher_path)
 
     def attention(self, finished: Sequence[Finished], ready: Mapping[str, Preflight]) -> dict[str, Any]:
-        """The likeness of attention maps, of every seed of every cell, and of the students before their training."""
+        """The likeness of attention maps, of every seed of every cell, and of the students before their training.
+
+        It is measured unless the recipe says no in so many words, or the models have no maps that can be compared.
+        """
+        asked = self.recipe.evaluate
+        if not asked.attention_similarity and "attention_similarity" in asked.model_fields_set:
+            return {}
         reasons = [why_no_maps(self.benches.of(one.cell.recipe), ready[one.cell.key]) for one in finished]
         why = next((reason for reason in reasons if reason), None)
         if why is not None:

@@ -17,6 +17,7 @@ from typing import Any
 from potstill.checks import problem
 from potstill.errors import RunFolderError
 from potstill.report import curves, details, plots, tables
+from potstill.report.comparison_plots import heat_maps, reading
 from potstill.report.drawing import Plot
 from potstill.report.markdown import markdown_page
 from potstill.report.roles import Role, ordered_models, role
@@ -152,6 +153,7 @@ def rendered(template: str, page: Mapping[str, Any]) -> str:
 def _page(results: Results) -> dict[str, Any]:
     run, verdict, data = results["run"], results["verdict"], results.get("data") or {}
     inside, classes = _inside(results), details.class_table(results)
+    attention = heat_maps([(one["title"], one["key"], one) for one in results.get("attention") or []])
     page: dict[str, Any] = {
         "title": run.get("title") or run.get("name") or "Distillation report",
         "facts": details.headline_facts(results),
@@ -172,6 +174,8 @@ def _page(results: Results) -> dict[str, Any]:
         "fold_classes": bool(classes) and len(classes.rows if classes else []) > MOST_CLASSES,
         "counts": details.agreement_counts(results),
         "examples": _examples(results),
+        "attention": attention,
+        "attention_text": reading(results["attention"][0]) if attention else "",
         "exports": tables.export_table(results),
         "training": details.training_table(results),
         "learning": curves.learning_curves(results),
@@ -212,6 +216,7 @@ def _contents(page: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("cost", "Cost", ("trade_offs",)),
         ("classes", page["inside_title"], ("inside",)),
         ("examples", "Examples", ("examples", "counts")),
+        ("attention", "Attention", ("attention",)),
         ("exports", "Exports", ("exports",)),
         ("training", "Training", ("training", "learning")),
         ("data", "Data", ("data_facts", "splits", "data_text")),

@@ -12,7 +12,7 @@ from typing import Any
 
 from potstill.report import formats
 from potstill.report.build import OUTCOMES, rendered, write_page
-from potstill.report.comparison_plots import attention_plots, difference_plot, fit_plot, quality_plot
+from potstill.report.comparison_plots import attention_plots, difference_plot, fit_plot, quality_plot, reading
 from potstill.report.details import Facts
 from potstill.report.markdown import escape, markdown_table
 from potstill.report.roles import Role, role
@@ -222,11 +222,7 @@ def attention_text(results: Results) -> str:
     shown = [cell["attention"] for cell in results["cells"] if cell["attention"]]
     if not shown:
         return ""
-    text = (
-        "Jensen-Shannon divergence between a student head and the teacher head of the same number, on "
-        f"{formats.whole(shown[0]['rows'])} rows of {shown[0]['split']}: 0 where both look at the same tokens, 0.693 "
-        "where at wholly different ones. A darker field is further from the teacher."
-    )
+    text = reading(shown[0])
     starts = list((results.get("attention_at_start") or {}).values())
     if starts:
         means = ", ".join(formats.decimal(one["mean"]["jensen_shannon"]) for one in starts)

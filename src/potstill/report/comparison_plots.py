@@ -140,6 +140,20 @@ def attention_plots(results: Results) -> list[Plot]:
         for key, one in (results.get("attention_at_start") or {}).items()
     ]
     shown = starts + [(c["title"], c["key"], c["attention"]) for c in results["cells"] if c["attention"]]
+    return heat_maps(shown)
+
+
+def reading(one: Mapping[str, Any]) -> str:
+    """How the heat maps are read, and from how many rows they are."""
+    return (
+        "Jensen-Shannon divergence between a student head and the teacher head of the same number, on "
+        f"{formats.whole(one['rows'])} rows of {one['split']}: 0 where both look at the same tokens, 0.693 "
+        "where at wholly different ones. A darker field is further from the teacher."
+    )
+
+
+def heat_maps(shown: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[Plot]:
+    """Heat maps on one scale, each of (title, key, measures of a model)."""
     most = max((max(layer["jensen_shannon"]) for _, _, one in shown for layer in one["layers"]), default=0.0)
     return [_heat_map(title, f"attention-{key.replace('.', '-')}", one, most) for title, key, one in shown]
 

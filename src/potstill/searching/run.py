@@ -85,7 +85,7 @@ def search(
     """
     _require_optuna()
     loaded = load_recipe(recipe, overrides)
-    once = {"baseline": False, "pretrained_baseline": False, "cost": False}
+    once = {"baseline": False, "pretrained_baseline": False, "cost": False, "attention_similarity": False}
     data = loaded.model_dump(mode="json", by_alias=True, exclude_unset=True)
     bare = load_recipe(
         {**data, "evaluate": {**data.get("evaluate", {}), **once}, "export": {"formats": []}, "name": loaded.name}
