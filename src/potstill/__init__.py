@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from potstill.objective import Objective, Term
     from potstill.pipeline import Outcome, run
     from potstill.recipe import Recipe, load_recipe
+    from potstill.searching import SearchOutcome, search
     from potstill.students import build_student
     from potstill.tasks import TextClassification
     from potstill.training import DistillationTrainer
@@ -28,6 +29,7 @@ __all__ = [
     "Outcome",
     "PotstillError",
     "Recipe",
+    "SearchOutcome",
     "Term",
     "TextClassification",
     "build_student",
@@ -35,6 +37,7 @@ __all__ = [
     "load_recipe",
     "losses",
     "run",
+    "search",
 ]
 
 _HOMES = {
@@ -44,12 +47,14 @@ _HOMES = {
     "Outcome": "pipeline",
     "PotstillError": "errors",
     "Recipe": "recipe",
+    "SearchOutcome": "searching",
     "Term": "objective",
     "TextClassification": "tasks",
     "build_student": "students",
     "compare": "comparing",
     "load_recipe": "recipe",
     "run": "pipeline",
+    "search": "searching",
 }
 
 

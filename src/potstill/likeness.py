@@ -19,6 +19,7 @@ from potstill.evaluation.predict import fastest_device
 from potstill.knowledge import architecture, describe
 from potstill.mappings import layer_map
 from potstill.objective import BoundObjective
+from potstill.preflight import Preflight
 from potstill.progress import Step
 from potstill.workbench import Workbench
 
@@ -27,9 +28,11 @@ BATCH = 32
 MAPS = ("attention", "scores")  # the kinds of knowledge whose layer maps are taken over
 
 
-def why_no_maps(*models: PreTrainedModel) -> str | None:
-    """Why attention maps can't be compared in these models, in one line; None where they can."""
-    for model in models:
+def why_no_maps(bench: Workbench, found: Preflight) -> str | None:
+    """Why the attention maps of a recipe's teacher and student can't be compared; None where they can."""
+    if bench.teachers is not None:
+        return "teacher and student read the rows by different tokenizers, so their tokens have no counterparts"
+    for model in (found.teacher, found.student):
         try:
             architecture(model)
         except ModelError as error:
@@ -49,7 +52,7 @@ def attention_pairs(
     for stage in stages:
         for term in stage.terms:
             if term.kind in MAPS:
-                found |= {int(a): int(b) for a, b in reversed(term.pairs) if 0 <= int(a) < ours and int(b) < theirs}
+                found |= {a: b for a, b in reversed(term.pairs) if 0 <= a < ours and 0 <= b < theirs}
     return tuple(sorted(found.items()))
 
 
@@ -78,13 +81,12 @@ def measure_attention(
     rows = bench.rows[bench.evaluated_on]
     drawn = np.random.default_rng(0).permutation(len(rows))[:ROWS]
     order = drawn[np.argsort(-np.asarray(rows["length"])[drawn], kind="stable")]
-    collate = bench.task.collator(bench.tokenizer)
 
     def batches() -> Any:
         for start in range(0, len(order), BATCH):
             if step is not None:
                 step(start, len(order), None)
-            yield collate(rows.select(order[start : start + BATCH].tolist()).to_list())
+            yield bench.collate(rows.select(order[start : start + BATCH].tolist()).to_list())
 
     layers = compare_attention(ours, theirs, batches(), pairs)
     return {"rows": len(order), "split": bench.evaluated_on, "mean": means(layers), "layers": layers}

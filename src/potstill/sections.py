@@ -244,6 +244,7 @@ class EvaluateSection(Section):
     pretrained_baseline: bool = True
     seeds: Annotated[int, Ge(1)] = 1
     cost: bool = True
+    attention_similarity: bool = False
     examples: Annotated[int, Ge(0)] = 8
 
 

@@ -137,7 +137,7 @@ def _data(recipe: Recipe) -> dict[str, Any]:
 def _bare(recipe: Recipe, name: str) -> dict[str, Any]:
     """A recipe's data for a cell: no baselines, files or timings of its own."""
     data = _data(recipe)
-    once = {"baseline": False, "pretrained_baseline": False, "cost": False}
+    once = {"baseline": False, "pretrained_baseline": False, "cost": False, "attention_similarity": False}
     return {**data, "name": name, "evaluate": {**data.get("evaluate", {}), **once}, "export": {"formats": []}}
 
 

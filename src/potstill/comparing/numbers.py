@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from potstill.comparing.cells import Cell
-from potstill.evaluation.attention_similarity import MEASURES
+from potstill.evaluation.attention_similarity import MEASURES, layer_entry
 from potstill.evaluation.comparison import Variant, best_of, comparison_verdict, differences
 from potstill.metrics import Array, primary
 from potstill.recipe import Recipe
@@ -46,9 +46,7 @@ class Finished:
     def architecture(self) -> str:
         """What decides the cost of running teacher and student."""
         recipe = self.cell.recipe.as_dict()
-        student = {
-            key: value for key, value in recipe["student"].items() if key in ("from", "layers", "config", "model")
-        }
+        student = {key: value for key, value in recipe["student"].items() if key not in ("rule", "initialise")}
         if isinstance(student["layers"], list):
             student["layers"] = len(student["layers"])
         return digest({"student": student, "teacher": recipe["teacher"]["model"], "data": recipe["data"]})
@@ -86,7 +84,7 @@ def results_of(
         "differences": [one.as_dict() for one in found],
         "verdict": comparison_verdict(found, titles, best, problem=kind, seeds=len(seeds)),
         "attention_at_start": {
-            one.cell.key: attention[name] for one in finished if (name := f"{one.cell.key} at the start") in attention
+            key: _attention([attention[name]]) for key in titles if (name := f"{key} at the start") in attention
         },
         "how": _how(finished, own_settings),
     }
@@ -126,11 +124,10 @@ def _cell(one: Finished, costs: Mapping[str, Any], attention: Mapping[str, Any])
 def _attention(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The mean over seeds, layer by layer and head by head."""
     layers = [
-        {
-            "student": same[0]["student"],
-            "teacher": same[0]["teacher"],
-            **{name: np.mean([one[name] for one in same], axis=0).tolist() for name in MEASURES},
-        }
+        layer_entry(
+            (same[0]["student"], same[0]["teacher"]),
+            {name: np.mean([one[name] for one in same], axis=0).tolist() for name in MEASURES},
+        )
         for same in zip(*(one["layers"] for one in seeds), strict=True)
     ]
     mean = {name: float(np.mean([one["mean"][name] for one in seeds])) for name in MEASURES}

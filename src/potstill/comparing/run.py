@@ -6,13 +6,14 @@ the comparison (cost, attention) is a stage of its own folder. A cell that is no
 again; more variants and more seeds use what is there.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from potstill.checks import problem
 from potstill.comparing.axes import axes, choices
+from potstill.comparing.benches import Benches
 from potstill.comparing.cells import Cell, cells
 from potstill.comparing.numbers import Finished, results_of
 from potstill.errors import PotstillError, RecipeError
@@ -20,11 +21,10 @@ from potstill.evaluation.predict import load_predictions
 from potstill.likeness import attention_pairs, measure_attention, why_no_maps
 from potstill.pipeline import RUNS, run
 from potstill.preflight import Preflight, load_teacher, preflight, start_student
-from potstill.progress import Progress, Silent, Step
+from potstill.progress import Progress, Silent, titled
 from potstill.recipe import Recipe, load_recipe
-from potstill.runs import RunFolder, digest, write_json
+from potstill.runs import RunFolder, write_json
 from potstill.shipping import measure_cost
-from potstill.workbench import Workbench, prepare_workbench
 
 CELLS = "cells"
 
@@ -84,10 +84,10 @@ class _Comparison:
         self.path = folder.path
         self.recipe = recipe
         self.progress = progress
-        self.benches: dict[str, Workbench] = {}
+        self.benches = Benches(progress)
 
     def all(self, combinations: Sequence[Mapping[str, Any]], own_settings: bool) -> ComparisonOutcome:
-        found = cells(self.recipe, combinations, lambda r: len(self.bench(r).transfer), own_settings=own_settings)
+        found = cells(self.recipe, combinations, lambda r: len(self.benches.of(r).transfer), own_settings=own_settings)
         ready = self.check(found)
         for number, cell in enumerate(found, 1):
             self.run(cell, f"{number}/{len(found)} {cell.title}")
@@ -97,14 +97,6 @@ class _Comparison:
         results = results_of(self.folder, self.recipe, finished, costs, attention, own_settings)
         return self.report(results)
 
-    def bench(self, recipe: Recipe) -> Workbench:
-        """The rows of a recipe; read once for all recipes with the same data and teacher."""
-        key = digest({name: recipe.as_dict()[name] for name in ("task", "data", "teacher")})
-        if key not in self.benches:
-            with self.progress.stage("reading the data"):
-                self.benches[key] = prepare_workbench(recipe, self.progress.say)
-        return replace(self.benches[key], recipe=recipe)
-
     def check(self, found: Sequence[Cell]) -> dict[str, Preflight]:
         """Load and bind every variant, so that whatever doesn't fit in any of them is said before one is trained."""
         ready: dict[str, Preflight] = {}
@@ -113,7 +105,8 @@ class _Comparison:
             for number, cell in enumerate(found):
                 step(number, len(found), None)
                 try:
-                    ready[cell.key] = preflight(self.bench(cell.recipe))
+                    ready[cell.key] = preflight(self.benches.of(cell.recipe))
+                    self.same_rows(cell, found[0])
                 except PotstillError as error:
                     problems += [f"{cell.title}: {line}" for line in str(error).splitlines()]
         if problems:
@@ -122,18 +115,31 @@ class _Comparison:
             self.progress.say(f"{cell.title}: {cell.steps:,} optimiser steps a seed")
         return ready
 
+    def same_rows(self, cell: Cell, first: Cell) -> None:
+        """Refuse a variant that is evaluated on other rows than the first, since no difference would be paired."""
+        ours, theirs = (self.benches.of(one.recipe) for one in (cell, first))
+        split = ours.evaluated_on
+        if split != theirs.evaluated_on or not _equal_rows(ours.texts[split], theirs.texts[split]):
+            raise RecipeError(
+                problem(
+                    "The variant is evaluated on other rows than the first one",
+                    follows="Differences are paired row by row, and these couldn't be",
+                    do="Vary what is learnt from alone, such as data.limit, or make two comparisons",
+                )
+            )
+
     def run(self, cell: Cell, title: str) -> None:
         """One cell as an ordinary run, with all others as siblings."""
         home = self.path / CELLS
         siblings = [folder for folder in sorted(home.glob("*")) if folder.is_dir() and folder.name != cell.key]
-        run(cell.recipe, home / cell.key, update=True, siblings=siblings, progress=_Titled(self.progress, title))
+        run(cell.recipe, home / cell.key, update=True, siblings=siblings, progress=titled(self.progress, title))
 
     def finished(self, cell: Cell) -> Finished:
         """What a cell left."""
         import json
 
         folder = self.path / CELLS / cell.key
-        bench = self.bench(cell.recipe)
+        bench = self.benches.of(cell.recipe)
         seeds = [cell.recipe.seed + number for number in range(cell.recipe.evaluate.seeds)]
         return Finished(
             cell=cell,
@@ -160,7 +166,7 @@ class _Comparison:
             def work(_folder: Path, one: Finished = one) -> dict[str, Any]:
                 models = {"teacher": self.teacher(one), "student": one.student(one.seeds[0])}
                 with self.progress.stage(f"measuring the cost of {one.cell.title}") as step:
-                    return measure_cost(self.bench(one.cell.recipe), models, {}, step)
+                    return measure_cost(self.benches.of(one.cell.recipe), models, {}, step)
 
             made_from = {"architecture": one.architecture, "teacher": one.digests["teacher"]}
             found[one.architecture] = self.folder.stage(f"cost/{one.architecture}", made_from, work).value
@@ -169,11 +175,18 @@ class _Comparison:
     def teacher(self, one: Finished) -> Path:
         """Where a cell's teacher is."""
         trained = one.folder / "teacher"
-        return trained if trained.exists() else Path(self.bench(one.cell.recipe).teacher_path)
+        return trained if trained.exists() else Path(self.benches.of(one.cell.recipe).teacher_path)
 
     def attention(self, finished: Sequence[Finished], ready: Mapping[str, Preflight]) -> dict[str, Any]:
-        """The likeness of attention maps, of every seed of every cell, and of the students before their training."""
-        why = next((why for found in ready.values() if (why := why_no_maps(found.teacher, found.student))), None)
+        """The likeness of attention maps, of every seed of every cell, and of the students before their training.
+
+        It is measured unless the recipe says no in so many words, or the models have no maps that can be compared.
+        """
+        asked = self.recipe.evaluate
+        if not asked.attention_similarity and "attention_similarity" in asked.model_fields_set:
+            return {}
+        reasons = [why_no_maps(self.benches.of(one.cell.recipe), ready[one.cell.key]) for one in finished]
+        why = next((reason for reason in reasons if reason), None)
         if why is not None:
             self.progress.say(f"attention maps are not compared: {why}")
             return {}
@@ -186,7 +199,7 @@ class _Comparison:
 
     def likeness(self, one: Finished, checked: Preflight, seed: int | None) -> dict[str, Any]:
         """The likeness of a trained student of one seed; without a seed, of the student before its training."""
-        bench = self.bench(one.cell.recipe)
+        bench = self.benches.of(one.cell.recipe)
         pairs = attention_pairs(checked.student, checked.teacher, checked.stages)
         student = one.digests[f"seeds/{seed}/student"] if seed is not None else bench.recipe.as_dict()["student"]
         made_from = {"teacher": one.digests["teacher"], "rows": bench.digest, "pairs": pairs, "student": student}
@@ -205,22 +218,16 @@ class _Comparison:
 
     def report(self, results: dict[str, Any]) -> ComparisonOutcome:
         """comparison.json, and the report made from it."""
-        write_json(self.path / "comparison.json", results)
+        from potstill.report import write_comparison
+
+        with self.progress.stage("report"):
+            write_json(self.path / "comparison.json", results)
+            write_comparison(results, self.path)
         return ComparisonOutcome(self.path, results)
 
 
-class _Titled:
-    """A cell's pieces of work behind its title. What a cell says of data and models, the comparison has said."""
-
-    def __init__(self, progress: Progress, title: str) -> None:
-        self.progress = progress
-        self.title = title
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    @contextmanager
-    def stage(self, title: str) -> Iterator[Step]:
-        """The piece of work behind the cell's title."""
-        with self.progress.stage(f"{self.title}: {title}") as step:
-            yield step
+def _equal_rows(ours: Any, theirs: Any) -> bool:
+    """Whether two tables of texts and labels hold the same rows in the same order."""
+    if ours is theirs:
+        return True
+    return bool(ours.column_names == theirs.column_names and ours[:] == theirs[:])

@@ -97,7 +97,7 @@ def compare_attention(
 
     Returns:
         One entry a pair: ``{"student": int, "teacher": int, "mse": [H], "cosine": [H], "jensen_shannon": [H]}``, each
-        number a mean over all unpadded tokens.
+        number a mean over all unpadded tokens, and ``mean``, the mean over heads of the divergence.
 
     Raises:
         ModelError: a model whose attention maps can't be observed.
@@ -118,9 +118,14 @@ def compare_attention(
                     added = getattr(found, name).sum((0, 2), dtype=torch.float64).cpu()
                     sums[name] = sums[name] + added if name in sums else added
     return [
-        {"student": pair[0], "teacher": pair[1], **{name: (sums[name] / tokens).tolist() for name in MEASURES}}
-        for pair, sums in totals.items()
+        layer_entry(pair, {name: (sums[name] / tokens).tolist() for name in MEASURES}) for pair, sums in totals.items()
     ]
+
+
+def layer_entry(pair: tuple[int, int], found: Mapping[str, list[float]]) -> dict[str, Any]:
+    """One pair of layers, with the mean over heads of the divergence."""
+    mean = sum(found["jensen_shannon"]) / len(found["jensen_shannon"])
+    return {"student": pair[0], "teacher": pair[1], "mean": mean, **found}
 
 
 def means(layers: Sequence[Mapping[str, Any]]) -> dict[str, float]:

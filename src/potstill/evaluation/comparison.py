@@ -162,6 +162,12 @@ def _against_plain(plain: Sequence[Difference], titles: Mapping[str, str], metri
         names = [titles[one.a] for one in plain if one.outcome == outcome]
         if names:
             found.append(f"{words}: {_listed(names)}.")
+    alone = [titles[o.a] for o in plain if o.outcome == "no_difference" and side(o.made, metric) != "no_difference"]
+    if alone:
+        found.append(
+            f"The interval of {_listed(alone)} lies wholly on one side of 0 when it is looked at alone; among "
+            f"{len(plain)} comparisons that is not enough."
+        )
     return found
 
 
@@ -198,10 +204,8 @@ def _caveats(count: int, seeds: int) -> list[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return (
-        names[0]
-        if len(names) == 1
-        else f"{'; '.join(names[:-1])}; and {names[-1]}"
-        if any("," in name for name in names)
-        else f"{', '.join(names[:-1])} and {names[-1]}"
-    )
+    """``a, b and c``; with semicolons where a name has a comma of its own."""
+    if len(names) == 1:
+        return names[0]
+    mark, last = ("; ", "; and ") if any("," in name for name in names) else (", ", " and ")
+    return f"{mark.join(names[:-1])}{last}{names[-1]}"
