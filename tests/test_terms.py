@@ -1,4 +1,4 @@
-"""Terms beyond one teacher and one pair: pooled states, several teachers, every pair by its flow, schedules of options."""
+"""Terms beyond one teacher and one pair: pooled states, several teachers, pairs by their flow, scheduled options."""
 
 import inspect
 
@@ -288,7 +288,7 @@ def test_losses_that_need_labels_are_means_over_labelled_rows():
     ],
 )
 def test_what_does_not_go_together_is_said(term, message):
-    with pytest.raises(RecipeError, match="terms.0") as raised:
+    with pytest.raises(RecipeError, match=r"terms\.0") as raised:
         Objective([term]).bind(SHALLOW, DEEP, TASK.defaults())
     assert message in str(raised.value)
 
