@@ -30,6 +30,7 @@ ORDER = (
     "knowledge",
     "projectors",
     "contrast",
+    "terms",
     "objective",
     "students",
     "augment",

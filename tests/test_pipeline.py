@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import save_folder, tiny_model, tiny_texts, tiny_tokenizer
+from tiny import save_folder, tiny_model, tiny_texts
 from tiny_runs import SHORT, Told, merged, tiny_recipe, tiny_teacher, write_csv, write_jsonl
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
 
 from potstill import pipeline, school
 from potstill.errors import DataError, ExportError, ModelError, PotstillError, RecipeError, TrainingError
@@ -484,12 +484,17 @@ def test_classes_without_names_are_said(tmp_path: Path) -> None:
     assert "the teacher's classes have no names; they are taken to be ['bad', 'good']" in told.text
 
 
-def test_a_student_with_another_tokenizer(refused: Any, tmp_path: Path) -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.add_tokens(["more"])
-    save_folder(tiny_model(layers=1), tmp_path / "other", tokenizer)
-    said = refused({"student": {"from": "checkpoint", "layers": None, "model": str(tmp_path / "other")}}, ModelError)
-    assert "another tokenizer" in said and "build the student from the teacher" in said
+def test_a_student_with_another_tokenizer_learns_no_tokens(refused: Any, tmp_path: Path) -> None:
+    texts, _ = tiny_texts(20)
+    words = sorted({word for text in texts for word in text.split()})
+    tokenizer = BertTokenizer(
+        vocab={t: n for n, t in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    )
+    student = {"from": "checkpoint", "layers": None}
+    path = str(save_folder(tiny_model(layers=1), tmp_path / "other", tokenizer))
+    terms = [{"knowledge": "logits"}, {"knowledge": "hidden"}]
+    said = refused({"student": {**student, "model": path}, "distill": [{"terms": terms, "train": SHORT}]}, ModelError)
+    assert "hidden would compare tokens that aren't the same" in said and "pool: first" in said
 
 
 def test_a_student_with_another_vocabulary(refused: Any, tmp_path: Path) -> None:

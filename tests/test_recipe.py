@@ -137,6 +137,21 @@ def test_values_out_of_range(change: Callable[[Any], Any], said: str) -> None:
         ({"from": "teacher", "layers": 2, "model": "x"}, "'model' doesn't go with from: teacher, which takes layers"),
         ({"from": "config", "config": {}, "layers": 2}, "'layers' doesn't go with from: config, which takes config"),
         ({"from": "checkpoint", "model": "x", "config": {}}, "'config' doesn't go with from: checkpoint"),
+        (
+            {"layers": 2, "initialise": "rand"},
+            "student.initialise: Input should be 'teacher', 'pretrained'",
+        ),
+        ({"from": "config", "config": {}, "initialise": "random"}, "a student from: config is always random"),
+        ({"from": "checkpoint", "model": "x", "initialise": "pretrained"}, "from: checkpoint has weights of its own"),
+        ({"layers": 2, "width": {"hiden": 8}}, "student.width: Unknown key 'hiden'. Did you mean 'hidden'?"),
+        ({"layers": 2, "width": {}}, "student.width: A width needs one of 'hidden', 'intermediate' and 'heads'"),
+        ({"layers": 2, "width": {"heads": 0}}, "student.width.heads: Input should be greater than or equal to 1"),
+        ({"from": "config", "config": {}, "width": {"heads": 2}}, "'width' doesn't go with from: config"),
+        ({"layers": 2, "vocabulary": "dat"}, "student.vocabulary: Write vocabulary: data, or"),
+        (
+            {"layers": 2, "vocabulary": {"minimum_count": 0}},
+            "student.vocabulary.minimum_count: Input should",
+        ),
         ({"from": "nowhere", "layers": 2}, "student.from: Input should be 'teacher', 'config' or 'checkpoint'"),
     ],
 )
@@ -152,6 +167,61 @@ def test_student_keys_that_fit(student: dict[str, Any]) -> None:
     assert (
         load_recipe(with_changes(lambda d: d.update(student=student))).as_dict()["student"].items() >= student.items()
     )
+
+
+@pytest.mark.parametrize(
+    "student",
+    [
+        {"layers": 2, "initialise": "random"},
+        {"width": {"hidden": 8, "heads": 2}},
+        {"vocabulary": "data"},
+        {"vocabulary": {"minimum_count": 3}},
+        {"from": "checkpoint", "model": "x", "vocabulary": "data"},
+        {"from": "config", "config": {"hidden_size": 8}, "vocabulary": "data"},
+    ],
+)
+def test_students_cut_in_other_ways(student: dict[str, Any]) -> None:
+    loaded = load_recipe(with_changes(lambda d: d.update(student=student)))
+    assert load_recipe(loaded.as_dict()) == loaded
+    kept = None if "vocabulary" not in student else {"data": 1}.get(str(student["vocabulary"]), 3)
+    assert loaded.student.vocabulary is None if kept is None else loaded.student.vocabulary.minimum_count == kept
+
+
+def test_what_a_student_is_made_from_says_only_what_is_used() -> None:
+    """Stages of runs from before these keys are found again by what they were made from."""
+    plain = load_recipe(with_changes(lambda d: d.update(student={"layers": 2}))).student
+    assert plain.inputs() == {"origin": "teacher", "layers": 2, "rule": "spread", "config": None, "model": None}
+    cut = {"layers": 2, "initialise": "random", "width": {"heads": 2}, "vocabulary": "data"}
+    found = load_recipe(with_changes(lambda d: d.update(student=cut))).student.inputs()
+    assert found["initialise"] == "random" and found["vocabulary"] == {"minimum_count": 1}
+    assert found["width"] == {"hidden": None, "intermediate": None, "heads": 2, "calibration": 256}
+
+
+def test_a_pretrained_start_needs_a_teacher_that_is_trained_here() -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["student"] = {"layers": 2, "initialise": "pretrained"}
+        data["teacher"]["train"] = None
+
+    assert "initialise: pretrained is the model before it is trained here" in refusal(change)
+
+
+def test_others_of_the_students_kind_have_its_vocabulary() -> None:
+    assistants = [{"student": {"layers": 3, "vocabulary": "data"}}]
+    assert "'vocabulary' is written in 'student' alone" in refusal(lambda d: d.update(assistants=assistants))
+
+
+@pytest.mark.parametrize(
+    ("initialise", "roles"),
+    [
+        ("teacher", ["student", "baseline", "pretrained_baseline"]),
+        ("pretrained", ["student", "baseline"]),
+        ("random", ["student", "baseline"]),
+    ],
+)
+def test_the_pretrained_baseline_goes_where_it_would_be_the_baseline(initialise: str, roles: list[str]) -> None:
+    student = {"layers": 2, "initialise": initialise}
+    made = with_changes(lambda d: d.update(student=student, teacher={"model": "x", "train": {"epochs": 1}}))
+    assert load_recipe(made).roles == roles
 
 
 # ---- overrides

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from potstill.data.rows import side_by_side
 from potstill.knowledge import TEACHERS
 from potstill.tasks import TextClassification
+from potstill.tasks.base import bars_on_a_terminal
 
 TEXTS = ("text", "text_pair")
 Say = Callable[[str], None]
@@ -37,10 +38,9 @@ def encoded(
 
 def with_teachers(student: Mapping[str, Any], teachers: Mapping[str, Any]) -> dict[str, Any]:
     """The student's rows with the teachers' ids beside them."""
-    return {
-        split: side_by_side(rows, teachers[split], {n: f"{TEACHERS}{n}" for n in ("input_ids", "token_type_ids")})
-        for split, rows in student.items()
-    }
+    names = {name: f"{TEACHERS}{name}" for name in ("input_ids", "token_type_ids")}
+    with bars_on_a_terminal():
+        return {split: side_by_side(rows, teachers[split], names) for split, rows in student.items()}
 
 
 def texts_of(rows: Iterable[Any]) -> list[str]:

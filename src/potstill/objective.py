@@ -246,7 +246,8 @@ def _arguments(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, s
         options = {**term.options, **{key: value(scene.progress) for key, value in term.scheduled.items()}}
         if isinstance(term.temperature, Adaptive):
             assert teacher is not None and student.logits is not None and teacher.logits is not None
-            options["temperature"] = term.temperature(scene.progress, student.logits, teacher.logits)
+            mask = scene.masks["outputs"]
+            options["temperature"] = term.temperature(scene.progress, student.logits, teacher.logits, mask=mask)
         elif term.temperature is not None:
             options["temperature"] = term.temperature(scene.progress)
     parameters = inspect.signature(term.loss).parameters

@@ -20,8 +20,8 @@ from potstill.errors import ModelError, RunFolderError
 from potstill.knowledge.architectures import describe, longest_input
 from potstill.mappings import selection
 from potstill.objective import BoundObjective
-from potstill.recipe import FurtherTeacherSection, Recipe, StageSection
-from potstill.sections import StudentSection
+from potstill.recipe import Recipe
+from potstill.sections import FurtherTeacherSection, StageSection, StudentSection
 from potstill.students import build_student, cut_vocabulary, cut_width, reinitialised, sizes_of
 from potstill.tasks import load_tokenizer
 from potstill.terms import PEERS, TEACHER
@@ -162,12 +162,14 @@ def preflight(bench: Workbench, trained: Path | None = None) -> Preflight:
     taught_by: dict[str, PreTrainedModel] = {TEACHER: teacher, **others}
     for name, model in taught_by.items():
         _require_positions(bench.for_teacher, name, model)
+        _require_tokens(bench.for_teacher, name, model)
     for assistant in recipe.chain:
         made = start_student(bench, teacher, recipe.seed, assistant.student)
         _bind_stages(bench, assistant.distill or recipe.distill, made, taught_by, teacher)
         taught_by = {TEACHER: made}
     student = start_student(bench, teacher, recipe.seed)
     _require_positions(bench, "student", student)
+    _require_tokens(bench, "student", student)
     stages = _bind_stages(bench, recipe.distill, student, taught_by, teacher)
     return Preflight(teacher, others, student, stages)
 
@@ -205,6 +207,22 @@ def _require_positions(bench: Workbench, name: str, model: PreTrainedModel) -> N
                 f"The {name} has positions for {limit} tokens, and the longest row has more",
                 given=f"{longest} tokens",
                 do=f"Set data.max_length={limit}",
+            )
+        )
+
+
+def _require_tokens(bench: Workbench, name: str, model: PreTrainedModel) -> None:
+    """Refuse rows with ids that a model has no embeddings for: a tokenizer that isn't the model's own."""
+    known = describe(model).vocabulary
+    if known is None or len(bench.tokenizer) <= known:
+        return
+    largest = max(int(max(ids)) for rows in bench.rows.values() for ids in rows["input_ids"] if ids)
+    if largest >= known:
+        raise ModelError(
+            problem(
+                f"The {name}'s tokenizer has more tokens than the {name}, and the rows use them",
+                given=f"id {largest}, {known} rows of embeddings",
+                do="Put the model's own tokenizer into its folder, or resize its embeddings",
             )
         )
 

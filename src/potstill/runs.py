@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from potstill.checks import problem
-from potstill.errors import PotstillError, RunFolderError
-from potstill.recipe import Recipe, load_recipe
+from potstill.errors import RunFolderError
+from potstill.recipe import Recipe
 
 MARKERS = ".stages"
 WORK = "work"
@@ -131,7 +132,7 @@ class RunFolder:
     def _claim(self) -> None:
         known, markers = self.path / "recipe.yaml", self.path / MARKERS
         if known.exists() and markers.exists() and not self.update:
-            differing = list(differences(_written(known), self.recipe.as_dict()))
+            differing = list(differences(_resolved(known), self.recipe.as_dict()))
             if differing:
                 raise RunFolderError(
                     problem(
@@ -222,13 +223,13 @@ class RunFolder:
         return folder
 
 
-def _written(path: Path) -> Any:
-    """The recipe of a folder as plain data; keys that came with a later version have their defaults."""
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+def _resolved(file: Path) -> Any:
+    """A recipe that a run left, with the keys that recipes got since then at their usual values."""
+    left = yaml.safe_load(file.read_text(encoding="utf-8"))
     try:
-        return load_recipe(data).as_dict()
-    except PotstillError:  # a recipe that this version no longer takes
-        return data
+        return Recipe.model_validate(left).as_dict()
+    except ValidationError:
+        return left
 
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:

@@ -18,9 +18,8 @@ from potstill.metrics import METRICS, primary, scores
 from potstill.objective import Objective
 from potstill.preflight import load_teacher, start_student
 from potstill.progress import Progress
-from potstill.recipe import AssistantSection
 from potstill.runs import RunFolder, Stage
-from potstill.sections import StudentSection
+from potstill.sections import AssistantSection, StudentSection
 from potstill.shipping import fingerprint, save_model
 from potstill.terms import TEACHER
 from potstill.training import TrainSettings, detect_precision
@@ -104,7 +103,7 @@ class School:
         reads = self.bench.teacher_tokenizer if teacher in learns_from.values() else None  # assistants read as we do
         lessons = [Lessons(stage.objective(), stage.train, stage.freeze, stage.mutual, reads) for stage in distill]
         if self.recipe.refine is not None:
-            lessons.append(Lessons(LABELS_ONLY, self.recipe.refine.train))
+            lessons.append(Lessons(LABELS_ONLY, self.recipe.refine.train, teacher_tokenizer=reads))
         if not taught:
             lessons = [Lessons(LABELS_ONLY, lesson.train) for lesson in lessons]
         made_from = {

@@ -183,11 +183,7 @@ def check_term(term: Term) -> None:
 
 
 def bind_term(
-    term: Term,
-    name: str,
-    student: ModelShape,
-    teachers: Mapping[str, ModelShape],
-    defaults: Defaults,
+    term: Term, name: str, student: ModelShape, teachers: Mapping[str, ModelShape], defaults: Defaults
 ) -> list[BoundTerm]:
     """A written term, once for each teacher that it learns from. Raises `RecipeError`, or what a part of it raises."""
     _require_kind(term)
@@ -254,8 +250,7 @@ def _loss(term: Term, defaults: Defaults) -> Callable[..., Tensor]:
     loss = term.loss or kind.usual or getattr(defaults, term.knowledge)
     if callable(loss):
         return loss
-    homes = {f"{losses.__name__}.{family}" for family in kind.families}
-    fitting = [name for name in losses.__all__ if getattr(losses, name).__module__ in homes]
+    fitting = [name for name in losses.__all__ if _family(getattr(losses, name)) in kind.families]
     if loss not in fitting:
         raise RecipeError(unknown_name(f"loss for {term.knowledge}", loss, fitting))
     if loss in defaults.refused:
@@ -291,8 +286,6 @@ def _check_fields(term: Term, loss: Callable[..., Tensor]) -> None:
             )
     if term.shift and term.knowledge != "logits":
         raise RecipeError(f"Only the teacher's logits are shifted, not {term.knowledge}. Remove the key 'shift'.")
-    if term.share and term.project == "none":
-        raise RecipeError("'share' is about projections, and project: none has none. Remove one of the keys.")
     if term.knowledge == "labels" and term.teacher is not None:
         raise RecipeError("Labels come from no teacher. Remove the key 'teacher'.")
     if term.embeddings is not None and term.knowledge != "hidden":
@@ -349,11 +342,12 @@ def _projection(
         raise RecipeError(unknown_name("projection", term.project, (AUTO, "none", *PROJECTIONS)))
     if term.knowledge != "hidden" or teacher is None:
         if term.project in PROJECTIONS or term.share:
-            key = "project" if term.project in PROJECTIONS else "share"
-            raise RecipeError(f"Only hidden states are projected, not {term.knowledge}. Remove the key '{key}'.")
+            raise RecipeError(f"Only hidden states are projected, not {term.knowledge}. Remove 'project' or 'share'.")
         return None
     widths = {(student.width_at(ours), teacher.width_at(theirs)) for ours, theirs in pairs}
     differs = loss.__name__ not in ANY_WIDTH and any(ours != theirs for ours, theirs in widths)
+    if term.project == "none" and term.share:
+        raise RecipeError("'share' is about projections, and project: none has none. Remove one of the keys.")
     if term.project == "none" and differs:
         raise RecipeError(
             problem(

@@ -20,7 +20,7 @@ import re
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -99,15 +99,16 @@ def cut_tokenizer(
             )
         )
     data = json.loads(tokenizer.backend_tokenizer.to_str())
-    ids: dict[str, int] = {**_model_ids(data["model"]), **{t["content"]: int(t["id"]) for t in data["added_tokens"]}}
+    known = _model_ids(data["model"])
+    ids: dict[str, int] = {**known, **{token["content"]: int(token["id"]) for token in data["added_tokens"]}}
     counts = _counts(tokenizer, texts, max(ids.values()) + 1)
     pad = tokenizer.pad_token_id
     fixed = {*tokenizer.all_special_ids, *keep, *(range(pad) if pad is not None and pad < SMALL else ())}
     used = {token for token, number in ids.items() if counts[number] >= minimum_count or number in fixed}
     used |= {token["content"] for token in data["added_tokens"]}
+    used |= {token for place, key in _named(data["post_processor"]) for token in _tokens(place, key)}
     kept = _needed(data["model"], used)
-    outside = {token for token in kept if token not in _model_ids(data["model"])}  # these come after all others
-    order = sorted(kept, key=lambda token: (token in outside, ids[token]))
+    order = sorted(kept, key=lambda token: (token not in known, ids[token]))  # what only was added comes last
     made = Vocabulary(_rewritten(tokenizer, data, order), tuple(ids[token] for token in order), tokenizer)
     if minimum_count == 1:
         _require_same_tokens(tokenizer, made.tokenizer, texts)
@@ -134,8 +135,8 @@ def _counts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], size: int)
     """How often each id occurs in the whole texts, however they are truncated later: [V]."""
     found = np.zeros(size, dtype=np.int64)
     for batch in _batches(texts):
-        for ids in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
-            np.add.at(found, np.asarray(ids, dtype=np.int64), 1)
+        ids = tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
+        found += np.bincount(np.fromiter(chain.from_iterable(ids), np.int64), minlength=size)
     return found
 
 
@@ -195,9 +196,11 @@ def _rewritten(tokenizer: PreTrainedTokenizerBase, data: dict[str, Any], order: 
         token["id"] = new[token["content"]]
     data["added_tokens"].sort(key=lambda token: token["id"])
     data["padding"] = data["truncation"] = None
-    _renumber(data["post_processor"], new)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    for place, key in list(_named(data["post_processor"])):
+        numbers = [new[token] for token in _tokens(place, key)]
+        place[key] = numbers if key == "ids" else [place[key][0], *numbers]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         tokenizer.save_pretrained(folder)
         for file in folder.iterdir():  # tables of the whole vocabulary, which would be taken for the cut one's
             if file.name not in FILES:
@@ -214,19 +217,19 @@ def _rewritten(tokenizer: PreTrainedTokenizerBase, data: dict[str, Any], order: 
     return made
 
 
-def _renumber(part: Any, new: dict[str, int]) -> None:
-    """The ids of special tokens in a post-processor of a tokenizer.json, in place, whatever its kind."""
-    if isinstance(part, list):
-        for inner in part:
-            _renumber(inner, new)
-    elif isinstance(part, dict):
-        if "ids" in part and "tokens" in part:
-            part["ids"] = [new[token] for token in part["tokens"]]
-        for name, value in part.items():
-            if name in ("sep", "cls") and isinstance(value, list):
-                part[name] = [value[0], new[value[0]]]
-            else:
-                _renumber(value, new)
+def _named(part: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """Where a post-processor of a tokenizer.json names tokens with their ids, whatever its kind: (a mapping, a key)."""
+    for inner in part if isinstance(part, list) else ():
+        yield from _named(inner)
+    for name, value in part.items() if isinstance(part, dict) else ():
+        if (name == "ids" and "tokens" in part) or (name in ("sep", "cls") and isinstance(value, list)):
+            yield part, name
+        else:
+            yield from _named(value)
+
+
+def _tokens(place: dict[str, Any], key: str) -> list[str]:
+    return list(place["tokens"]) if key == "ids" else [place[key][0]]
 
 
 def _require_same_tokens(before: PreTrainedTokenizerBase, after: PreTrainedTokenizerBase, texts: Iterable[str]) -> None:
