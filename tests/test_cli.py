@@ -380,7 +380,12 @@ def test_compare_prints_the_table_and_the_verdict(cli: Cli, tmp_path: Path) -> N
     assert code == 0, err
     for said in ("plain", "temperature 1", "temperature 2", "over plain", "No variant can be told", "comparison.html"):
         assert said in out
-    assert (tmp_path / "out" / "comparison.html").exists()
+    page = tmp_path / "out" / "comparison.html"
+    before = page.read_text(encoding="utf-8")
+    page.unlink()
+    code, out, err = cli("report", tmp_path / "out")
+    assert code == 0, err
+    assert "No variant can be told" in out and page.read_text(encoding="utf-8") == before
 
 
 def test_compare_without_anything_to_vary(cli: Cli, home: Path) -> None:
