@@ -365,3 +365,46 @@ def test_a_stopped_run_goes_on_and_ends_the_same(uninterrupted: Path, how: signa
     assert weights.keys() == expected_weights.keys()
     assert all((weights[name] == expected_weights[name]).all() for name in weights)
     assert numbers == expected
+
+
+# ---- comparisons and searches
+
+
+def test_compare_prints_the_table_and_the_verdict(cli: Cli, tmp_path: Path) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_recipe(tmp_path)))
+    axis = "distill.0.terms.0.temperature=1,2"
+    code, out, err = cli(
+        "compare", recipe, "--vary", axis, "--seeds", 1, "--out", tmp_path / "out", "data.max_length=16"
+    )
+    assert code == 0, err
+    for said in ("plain", "temperature 1", "temperature 2", "over plain", "No variant can be told", "comparison.html"):
+        assert said in out
+    page = tmp_path / "out" / "comparison.html"
+    before = page.read_text(encoding="utf-8")
+    page.unlink()
+    code, out, err = cli("report", tmp_path / "out")
+    assert code == 0, err
+    assert "No variant can be told" in out and page.read_text(encoding="utf-8") == before
+
+
+def test_compare_without_anything_to_vary(cli: Cli, home: Path) -> None:
+    code, _, err = cli("compare", home / "tiny.yaml")
+    assert code == 1 and "Nothing is varied" in err
+
+
+def test_search_prints_trials_and_the_command_for_the_best(cli: Cli, tmp_path: Path) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_recipe(tmp_path)))
+    space = "distill.0.terms.0.temperature=1..8:log"
+    code, out, err = cli("search", recipe, "--space", space, "--budget", 2, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert f"potstill run {tmp_path / 'out' / 'best.yaml'}" in out.replace("\n", "")
+    assert "The test rows were not looked at" in out
+    assert json.loads((tmp_path / "out" / "search.json").read_text())["best"] in (0, 1)
+
+
+def test_search_without_optuna_says_how_to_get_it(cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    code, _, err = cli("search", home / "tiny.yaml", "--space", "distill.0.terms.0.temperature=1,2")
+    assert code == 1 and "pip install 'potstill[search]'" in err

@@ -601,3 +601,24 @@ def test_a_failed_export_is_raised_after_the_report(tmp_path: Path, monkeypatch:
     assert (tmp_path / "run" / "report.html").is_file()
     monkeypatch.undo()
     assert [made["key"] for made in run(recipe, tmp_path / "run").results["exports"]] == ["onnx"]
+
+
+# ---- attention beside the teacher's
+
+
+def test_attention_is_compared_when_asked_for(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, {"evaluate": {"baseline": True, "attention_similarity": True}})
+    outcome = run(recipe, tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["attention"]
+    assert [one["key"] for one in found] == ["pretrained_baseline", "baseline", "student"]
+    for one in found:
+        assert [(layer["student"], layer["teacher"]) for layer in one["layers"]] == [(0, 1), (1, 3)]
+        assert all(0 <= value <= math.log(2) for layer in one["layers"] for value in layer["jensen_shannon"])
+    assert 'id="plot-attention-student"' in outcome.report.read_text(encoding="utf-8")
+
+
+def test_attention_of_other_tokens_is_refused_before_training(tmp_path: Path) -> None:
+    changes = {"student": {"vocabulary": {"minimum_count": 1}}, "evaluate": {"attention_similarity": True}}
+    with pytest.raises(ModelError, match="different tokenizers"):
+        run(tiny_recipe(tmp_path, changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "teacher").exists()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,16 @@ import yaml
 
 from potstill.errors import RunFolderError
 from potstill.recipe import Recipe, load_recipe
-from potstill.runs import RunFolder, copy_folder, differences, digest, replace_folder, write_json, write_text
+from potstill.runs import (
+    RunFolder,
+    copy_folder,
+    differences,
+    digest,
+    link_or_copy,
+    replace_folder,
+    write_json,
+    write_text,
+)
 
 BASE = {
     "task": "text_classification",
@@ -36,14 +45,15 @@ def recipe(*overrides: str) -> Recipe:
 class Chain:
     """Three stages in a row, each made from the digest of the one before it, and a record of which were done."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, siblings: Sequence[Path] = ()) -> None:
         self.path = path
+        self.siblings = siblings
         self.done: list[str] = []
 
     def run(self, *inputs: Any, update: bool = False, stop_in: str = "") -> list[bool]:
         """Run the stages a, b and c from these inputs; whether each was reused."""
         self.done = []
-        with RunFolder(self.path, recipe(), update=update).opened() as folder:
+        with RunFolder(self.path, recipe(), update=update, siblings=self.siblings).opened() as folder:
             before = ""
             for name, given in zip("abc", inputs, strict=True):
 
@@ -308,3 +318,65 @@ def test_too_little_disk_is_found_before_training(tmp_path: Path, monkeypatch: p
     with pytest.raises(RunFolderError, match="too little space for this run") as caught:
         pipeline.run(tiny_recipe(tmp_path), tmp_path / "run")
     assert "--out" in str(caught.value) and "GB free" in str(caught.value)
+
+
+# ---- siblings
+
+
+def test_a_stage_that_a_sibling_has_done_is_linked(tmp_path: Path) -> None:
+    first = Chain(tmp_path / "first")
+    first.run(1, 2, 3)
+    second = Chain(tmp_path / "second", siblings=[tmp_path / "empty", tmp_path / "first"])
+    assert second.run(1, 2, 9) == [True, True, False]
+    assert second.done == ["c"]
+    assert (tmp_path / "second" / "a").samefile(tmp_path / "first" / "a")
+    assert second.run(1, 2, 9) == [True, True, True], "and then it is there by itself"
+    first.run(7, 2, 3)
+    assert (tmp_path / "second" / "a").read_text() == "whole"
+
+
+def test_nothing_is_taken_from_a_sibling_that_lacks_what_the_stage_left(tmp_path: Path) -> None:
+    Chain(tmp_path / "first").run(1, 2, 3)
+    (tmp_path / "first" / "a").unlink()
+    second = Chain(tmp_path / "second", siblings=[tmp_path / "first"])
+    second.run(1, 2, 3)
+    assert second.done == ["a"]
+
+
+def test_a_sibling_is_copied_where_links_are_not_to_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Chain(tmp_path / "first").run(1, 2, 3)
+
+    def no_links(*_: Any) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", no_links)
+    second = Chain(tmp_path / "second", siblings=[tmp_path / "first"])
+    assert second.run(1, 2, 3) == [True, True, True]
+    assert not (tmp_path / "second" / "a").samefile(tmp_path / "first" / "a")
+
+
+def test_a_folder_is_linked_file_by_file(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "inner").mkdir(parents=True)
+    (source / "inner" / "weights").write_text("1")
+    link_or_copy(source, tmp_path / "new" / "place")
+    link_or_copy(source, tmp_path / "new" / "place")  # over what is there
+    assert (tmp_path / "new/place/inner/weights").samefile(source / "inner/weights")
+    write_text(tmp_path / "new/place/inner/weights", "2")
+    assert (source / "inner" / "weights").read_text() == "1", "what is written goes beside and is renamed"
+
+
+def test_a_key_that_came_with_a_later_version_is_no_difference(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", recipe()).opened():
+        pass
+    known = tmp_path / "run" / "recipe.yaml"
+    older = yaml.safe_load(known.read_text())
+    del older["evaluate"]["attention_similarity"]
+    known.write_text(yaml.safe_dump(older))
+    with RunFolder(tmp_path / "run", recipe()).opened():
+        pass
+    with (
+        pytest.raises(RunFolderError),
+        RunFolder(tmp_path / "run", recipe("evaluate.attention_similarity=true")).opened(),
+    ):
+        pass

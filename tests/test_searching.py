@@ -112,19 +112,16 @@ def test_a_larger_budget_goes_on_with_the_same_study(whole: tuple[Path, dict[str
 
 
 def test_no_trial_sees_the_test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    through = searching.predict_logits
+    seen: list[set[str]] = []
 
-    def watched(model: Any, rows: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.append(len(rows))
-        return through(model, rows, *args, **kwargs)
+    class Watched(searching.School):
+        def __init__(self, folder: Any, bench: Any, progress: Any) -> None:
+            seen.extend((set(bench.rows), set(bench.texts)))
+            super().__init__(folder, bench, progress)
 
-    monkeypatch.setattr(searching, "predict_logits", watched)
-    recipe = made(tmp_path)
-    test = Path(recipe["data"]["files"]["test"])
-    test.write_text("".join(test.read_text().splitlines(keepends=True)[:20]))  # 19 rows, so that they can be told
-    search(recipe, ["distill.0.terms.0.temperature=1,2"], tmp_path / "out", trials=2)
-    assert seen and set(seen) == {30}
+    monkeypatch.setattr(searching, "School", Watched)
+    search(made(tmp_path), ["distill.0.terms.0.temperature=1,2"], tmp_path / "out", trials=2)
+    assert seen == [{"train", "validation"}] * 4
 
 
 def test_a_bench_without_test_rows_is_another_bench(tmp_path: Path) -> None:

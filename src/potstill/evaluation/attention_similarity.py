@@ -51,7 +51,8 @@ def attention_similarity(
         jensen_shannon = (sum p log(p / m) + sum q log(q / m)) / 2, in nats: 0 when equal, log 2 when apart
 
     Args:
-        student, teacher: probabilities, each row summing to 1 over the unpadded tokens.
+        student: probabilities, each row summing to 1 over the unpadded tokens.
+        teacher: the same, of the same rows and tokens.
         mask: True at tokens that are no padding.
 
     Returns:
@@ -91,7 +92,8 @@ def compare_attention(
     """The measures of every pair of layers over some batches, as plain data.
 
     Args:
-        student, teacher: loaded with eager attention, in eval mode; see `knowledge.taps`.
+        student: loaded with eager attention, in eval mode; see `knowledge.taps`.
+        teacher: the same.
         batches: encoded rows with an ``attention_mask``.
         pairs: (student layer, teacher layer).
 
