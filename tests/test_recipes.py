@@ -9,6 +9,7 @@ import yaml
 from tiny_runs import FAST, SHORT, tiny_files, tiny_teacher, write_csv
 
 from potstill.pipeline import run
+from potstill.plan import plan
 from potstill.recipe import load_recipe, packaged_recipes
 
 RECIPES = packaged_recipes()
@@ -56,8 +57,11 @@ def test_a_packaged_recipe_runs(name: str, tmp_path: Path) -> None:
     made["teacher"] = {**made["teacher"], "model": model}
     for other in made["teacher"].get("others", ()):
         other["model"] = model
-    outcome = run(made, tmp_path / "run")
     recipe = load_recipe(made)
+    planned = plan(made)
+    assert [stage.title for stage in planned.stages if stage.title.startswith("student")]
+    assert all(term.shape.startswith("[B,") for stage in planned.stages for term in stage.terms)
+    outcome = run(made, tmp_path / "run")
     student = next(model for model in outcome.results["models"] if model["key"] == "student")
     stages = [curve for curve in student["curves"] if curve["stage"].startswith("distill")]
     assert len(stages) == len(recipe.distill)

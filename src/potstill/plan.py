@@ -16,12 +16,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from potstill.knowledge.architectures import ModelShape, describe
+from potstill.knowledge.types import LAYERED, Needs
 from potstill.mappings import EMBEDDINGS
-from potstill.objective import BoundObjective
+from potstill.objective import BoundObjective, BoundTerm
 from potstill.preflight import needed_bytes, preflight, student_notes
 from potstill.progress import Progress, Silent
 from potstill.recipe import Recipe, load_recipe
+from potstill.terms import TEACHER
 from potstill.training import Distiller, TrainSettings, detect_precision
+from potstill.training.distiller import ROW
 from potstill.training.dropout import cheap_dropout
 from potstill.training.stages import total_steps
 from potstill.workbench import LABELS_ONLY, TRAIN, Workbench, prepare_workbench
@@ -101,16 +104,19 @@ def plan(
                 _batch_size(loaded, name),
                 precision.bfloat16,
             )
-        for number, stage in enumerate(loaded.distill):
+        own_columns = bench.teachers is not None and found.teachers[TEACHER] is found.teacher
+        for number, (stage, peers) in enumerate(zip(loaded.distill, found.peers, strict=True)):
             step(2 + number, 2 + len(found.stages), None)
-            dtype = torch.bfloat16 if precision.bfloat16 else None
             distiller = Distiller(
                 found.student,
                 stage.objective(),
                 bench.task,
-                found.teacher,
-                teacher_dtype=dtype,
-                own_columns=bench.teachers is not None,
+                found.teachers,
+                teacher_dtype=torch.bfloat16 if precision.bfloat16 else None,
+                peers=peers,
+                combination=loaded.combination,
+                rows=len(bench.transfer),
+                own_columns=own_columns,
             )
             trials[f"distill {number}"] = _try(distiller, bench, stage.train.batch_size, precision.bfloat16)
     sizes = {"teacher": _parameters(found.teacher), "student": _parameters(found.student)}
@@ -128,7 +134,8 @@ def plan(
         stages=_stages(loaded, bench, found.stages, trials),
         memory={
             "weights, gradients and Adam's moments": ADAM * trained,
-            "the teacher beside them": (2 if precision.bfloat16 else 4) * sizes["teacher"],
+            "the teachers beside them": (2 if precision.bfloat16 else 4)
+            * sum(map(_parameters, found.teachers.values())),
             "activations kept for the backward pass": activations,
         },
         disk=needed_bytes(found, loaded),
@@ -152,6 +159,8 @@ def _try(distiller: Distiller, bench: Workbench, size: int, bfloat16: bool) -> _
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     distiller.to(device).train()
     rows, collate = bench.rows[TRAIN], bench.collate
+    if distiller.objective.needs_rows:
+        rows = rows.add_column(ROW, np.arange(len(rows)))
     order = np.argsort(np.asarray(rows["length"]), kind="stable")
     last = max(0, len(order) - size)
     starts = [last, *(int(last * (number + 0.5) / TRIED) for number in range(TRIED))]  # the longest must fit in memory
@@ -203,7 +212,7 @@ def _terms(objective: BoundObjective) -> tuple[PlannedTerm, ...]:
                 loss=getattr(term.loss, "__name__", "a function"),
                 weight=_weight(term.weight),
                 pairs=tuple((_layer(a), _layer(b)) for a, b in term.pairs),
-                shape=_shape(term.kind, objective),
+                shape=_shape(term, objective),
                 projection=projection,
             )
         )
@@ -215,22 +224,21 @@ def _weight(weight: Any) -> str:
     return f"{start:g}" if start == end else f"{start:g} to {end:g}"
 
 
-def _shape(kind: str, objective: BoundObjective) -> str:
-    """What is compared, student's first: [B,S,384] with [B,S,768]."""
+def _shape(term: BoundTerm, objective: BoundObjective) -> str:
+    """What is compared, student's first: [B,S,384] with [B,S,768]; of the last pair, where pairs differ."""
 
-    def of(model: ModelShape | None) -> str:
-        if model is None or kind == "labels":
+    def of(model: ModelShape, layer: int) -> str:
+        if term.kind == "logits":
             return "[B,V]"
-        head = model.width // model.heads
-        return {
-            "logits": "[B,V]",
-            "hidden": f"[B,S,{model.width}]",
-            "attention": f"[B,{model.heads},S,S]",
-        }.get(kind, f"[B,{model.heads},S,{head}]")
+        width, heads = model.width_at(layer), model.heads_at(max(layer, 0))
+        if term.kind == "hidden":
+            return f"[B,{width}]" if term.pool else f"[B,S,{width}]"
+        return f"[B,{heads},S,S]" if term.kind in ("attention", "scores") else f"[B,{heads},S,{width // heads}]"
 
-    if kind == "labels":
+    if term.kind == "labels":
         return "[B,V] with labels"
-    return f"{of(objective.student)} with {of(objective.teacher)}"
+    ours, theirs = term.pairs[-1] if term.pairs else (0, 0)
+    return f"{of(objective.student, ours)} with {of(objective.teachers[term.source], theirs)}"
 
 
 def _taps(stages: Sequence[BoundObjective]) -> dict[str, str]:
@@ -238,10 +246,11 @@ def _taps(stages: Sequence[BoundObjective]) -> dict[str, str]:
     found = {}
     for side in ("student", "teacher"):
         parts = []
-        needs = stages[0].needs(side)
-        for stage in stages[1:]:
-            needs |= stage.needs(side)
-        for kind in ("hidden", "attention", "queries", "keys", "values"):
+        needs = Needs()
+        for stage in stages:
+            for source in stage.teachers if side == "teacher" else (TEACHER,):
+                needs |= stage.needs(side, source)
+        for kind in LAYERED:
             layers = sorted(getattr(needs, kind))
             if layers:
                 parts.append(f"{kind} of {', '.join(map(_layer, layers))}")
@@ -264,8 +273,12 @@ def _stages(
         seconds = steps * settings.accumulation * trials[trial].seconds * times
         found.append(PlannedStage(title if times == 1 else f"{title}, {times} times", terms, steps, seconds))
 
-    if recipe.teacher.train is not None:
-        add("teacher", labels, recipe.teacher.train, len(bench.rows[TRAIN]), "teacher", 1)
+    for name, one in [(TEACHER, recipe.teacher), *((other.name, other) for other in recipe.teacher.others)]:
+        if one.train is not None:
+            add(name, labels, one.train, len(bench.rows[TRAIN]), "teacher", 1)
+    for number, assistant in enumerate(recipe.chain, 1):  # its own terms are those of a stage of the student's
+        for stage in assistant.distill or recipe.distill:
+            add(f"assistant {number}, timed as the student", (), stage.train, transfer, "distill 0", seeds)
     for number, (stage, objective) in enumerate(zip(recipe.distill, objectives, strict=True)):
         name = "distill" if len(recipe.distill) == 1 else f"distill {number + 1}"
         add(f"student: {name}", _terms(objective), stage.train, transfer, f"distill {number}", seeds)

@@ -142,14 +142,10 @@ class Preflight:
     """What will be trained, found without training: for the plan, and so that errors come first."""
 
     teacher: PreTrainedModel
-    others: dict[str, PreTrainedModel]
     student: PreTrainedModel
+    teachers: Mapping[str, PreTrainedModel]  # who teaches the student: the teachers, or the last of a chain
+    peers: tuple[tuple[PreTrainedModel, ...], ...]  # stage by stage, who learns along
     stages: tuple[BoundObjective, ...]
-
-    @property
-    def teachers(self) -> dict[str, PreTrainedModel]:
-        """All that teach the first in the chain, by name."""
-        return {TEACHER: self.teacher, **self.others}
 
 
 def preflight(bench: Workbench, trained: Path | None = None) -> Preflight:
@@ -158,8 +154,8 @@ def preflight(bench: Workbench, trained: Path | None = None) -> Preflight:
     if recipe.export.formats:
         export.require_packages()
     teacher = load_teacher(bench, trained)
-    others = {other.name: load_teacher(bench, other=other) for other in recipe.teacher.others}
-    taught_by: dict[str, PreTrainedModel] = {TEACHER: teacher, **others}
+    taught_by = {TEACHER: teacher}
+    taught_by |= {other.name: load_teacher(bench, other=other) for other in recipe.teacher.others}
     for name, model in taught_by.items():
         _require_positions(bench.for_teacher, name, model)
         _require_tokens(bench.for_teacher, name, model)
@@ -170,8 +166,8 @@ def preflight(bench: Workbench, trained: Path | None = None) -> Preflight:
     student = start_student(bench, teacher, recipe.seed)
     _require_positions(bench, "student", student)
     _require_tokens(bench, "student", student)
-    stages = _bind_stages(bench, recipe.distill, student, taught_by, teacher)
-    return Preflight(teacher, others, student, stages)
+    peers, stages = _bind_stages(bench, recipe.distill, student, taught_by, teacher)
+    return Preflight(teacher, student, taught_by, peers, stages)
 
 
 def _bind_stages(
@@ -180,22 +176,21 @@ def _bind_stages(
     student: PreTrainedModel,
     teachers: Mapping[str, PreTrainedModel],
     source: PreTrainedModel,
-) -> tuple[BoundObjective, ...]:
-    """The objectives of stages bound to a student and its teachers, with the peers that learn along."""
-    found = []
+) -> tuple[tuple[tuple[PreTrainedModel, ...], ...], tuple[BoundObjective, ...]]:
+    """Stage by stage, the peers that learn along, and the objective bound to a student and all its teachers."""
+    together, found = [], []
     own = bench.teacher_tokenizer if teachers[TEACHER] is source else None  # an assistant reads as its student does
     for stage in stages:
         if stage.freeze:
             freezable(student, stage.freeze)
-        peers = {
-            f"{PEERS} {number}": start_student(bench, source, bench.recipe.seed, section)
-            for number, section in enumerate(stage.mutual, 1)
-        }
-        bound = bind(stage.objective(), student, bench.task, teachers, peers=peers, own_columns=own is not None)
+        peers = tuple(start_student(bench, source, bench.recipe.seed, section) for section in stage.mutual)
+        named = {f"{PEERS} {number}": model for number, model in enumerate(peers, 1)}
+        bound = bind(stage.objective(), student, bench.task, teachers, peers=named, own_columns=own is not None)
+        together.append(peers)
         if own is not None:
             require_aligned(bound, bench.transfer, bench.tokenizer, own)
         found.append(bound)
-    return tuple(found)
+    return tuple(together), tuple(found)
 
 
 def _require_positions(bench: Workbench, name: str, model: PreTrainedModel) -> None:
