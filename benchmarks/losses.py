@@ -186,7 +186,7 @@ CASES = (
     *(Case(name, "32x12x64x32", relations) for name in ("relation_kl", "relation_mse")),
     *(Case(name, "64x384", rows) for name in ("rkd_distance", "rkd_angle", "similarity_preserving")),
     Case("mgskd_samples", "64x384", rows, {"heads": 12}),
-    Case("info_nce", "64x384", rows, {"temperature": 0.07}),
+    Case("info_nce", "64x384", rows, {"temperature": 0.5}),
     Case("crd", "64x128, 1024 of 10,000", memory_bank, {"temperature": 0.07}),
     Case("pixel_kl_divergence", "4x19x64x64", pixels, SOFT),
     Case("channel_kl_divergence", "4x19x64x64", channels, SOFT),

@@ -1,7 +1,7 @@
 """Every loss as one would write it in a training script: a boolean index for the padding, plain lines of torch.
 
 Each takes (student, teacher, mask) and what else its loss needs, and gives the mean over the positions that count.
-They are what benchmarks/losses.py holds the losses of potstill against, in value and gradient as well as in time and memory.
+benchmarks/losses.py holds the losses of potstill against them, in value and gradient as well as in time and memory.
 """
 
 import torch
@@ -89,7 +89,7 @@ def binary_kl_divergence(student: Tensor, teacher: Tensor, mask: Tensor, tempera
 
 def standardised_kl_divergence(student: Tensor, teacher: Tensor, mask: Tensor, temperature: float) -> Tensor:
     def standard(z: Tensor) -> Tensor:
-        return (z - z.mean(-1, keepdim=True)) / z.std(-1, keepdim=True, unbiased=False)
+        return (z - z.mean(-1, keepdim=True)) / z.std(-1, keepdim=True)
 
     return kl_divergence(standard(student), standard(teacher), mask, temperature)
 

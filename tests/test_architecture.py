@@ -30,6 +30,7 @@ ORDER = (
     "knowledge",
     "projectors",
     "contrast",
+    "terms",
     "objective",
     "students",
     "augment",
@@ -50,13 +51,14 @@ ORDER = (
     "preflight",
     "prediction",
     "evaluating",
+    "likeness",
     "shipping",
     "results",
     "school",
     "pipeline",
     "plan",
-    "compare",
-    "search",
+    "comparing",
+    "searching",
     "cli",
     "__main__",
 )
@@ -85,10 +87,11 @@ ONLY_IN = {
     "transformers.TrainingArguments": {"training"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
+    "optuna": {"searching"},
 }
 
 # These may be missing where potstill is installed, so they are imported where they are used, inside a function.
-OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "transformers.exporters"}
+OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "optuna", "transformers.exporters"}
 
 VAGUE = {"util", "utils", "helper", "helpers", "common", "misc", "manager"}
 LONGEST_FILE = 400

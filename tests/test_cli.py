@@ -69,11 +69,24 @@ print("loaded:", *[name for name in {heavy!r} if name in sys.modules])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].split()[1:])
     assert not loaded & {"torch", "transformers", "pydantic", "numpy", "datasets"}
-    for command in ("run", "plan", "predict", "evaluate", "export", "report", "recipes", "samples"):
+    for command in (
+        "run",
+        "plan",
+        "predict",
+        "evaluate",
+        "export",
+        "report",
+        "recipes",
+        "samples",
+        "compare",
+        "search",
+    ):
         assert f" {command} " in done.stdout
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "predict", "evaluate", "export", "report", "recipes", "samples"])
+@pytest.mark.parametrize(
+    "command", ["run", "plan", "predict", "evaluate", "export", "report", "recipes", "samples", "compare", "search"]
+)
 def test_help_of_each_command(cli: Cli, command: str) -> None:
     code, out, _ = cli(command, "--help")
     assert code == 0 and "Usage" in out

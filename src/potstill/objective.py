@@ -23,8 +23,8 @@ from potstill.knowledge.architectures import ModelShape
 from potstill.knowledge.types import Knowledge, Needs
 from potstill.losses.logits import probability_shifted
 from potstill.reduce import masked_mean
-from potstill.schedules import Schedule
-from potstill.terms import KINDS, LAYERLESS, MEMORY, TEACHER, BoundTerm, Defaults, Term, bind_term, check_term, written
+from potstill.schedules import Adaptive
+from potstill.terms import KINDS, LAYERLESS, TEACHER, BoundTerm, Defaults, Term, bind_term, check_term, written
 from potstill.transport import earth_movers_flow
 
 __all__ = ["KINDS", "BoundObjective", "BoundTerm", "Defaults", "Objective", "Parts", "Scene", "Term", "check_term"]
@@ -158,8 +158,7 @@ class BoundObjective:
         teachers = _by_name(teacher)
         shares = {}
         for term in self.terms:
-            weight = _scalar(term.weight, scene)
-            shares[term.name] = weight * _mean(term, student, teachers.get(term.source), scene)
+            shares[term.name] = term.weight(scene.progress) * _mean(term, student, teachers.get(term.source), scene)
         parts = list(shares.values())
         return Parts(sum(parts[1:], parts[0]), shares)
 
@@ -176,11 +175,6 @@ def _name(terms: Sequence[Term], index: int) -> str:
     kind = terms[index].knowledge
     number = sum(term.knowledge == kind for term in terms[: index + 1])
     return kind if number == 1 else f"{kind} {number}"
-
-
-def _scalar(value: Schedule, scene: Scene) -> float:
-    number: float = value(scene.progress)
-    return number
 
 
 def _mean(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scene: Scene) -> Tensor:
@@ -223,8 +217,8 @@ def _values(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scen
     if term.kind == "logits":
         target = teacher.logits
         if term.shift:
-            assert target is not None and scene.labels is not None
-            target = probability_shifted(target, scene.labels)
+            assert target is not None
+            target = target if scene.labels is None else probability_shifted(target, scene.labels)
         yield term.loss(student.logits, target, **options)
         return
     if "student_next" in inspect.signature(term.loss).parameters:
@@ -240,21 +234,22 @@ def _values(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scen
         if term.memory is not None:
             assert scene.rows is not None, "a memory needs to know which rows it sees"
             remembered = scene.modules[term.module_name(pair)](ours, theirs, scene.rows)
-            yield term.loss(**remembered, **options)
+            yield term.loss(**remembered, **options)  # the memory gives all but the mask
         else:
             yield term.loss(ours, theirs, **options)
 
 
 def _arguments(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scene: Scene) -> dict[str, Any]:
     """What a term's loss takes besides the two tensors: its options as they are now, temperature, labels, mask."""
-    options = {key: value for key, value in term.options.items() if term.memory is None or key not in MEMORY}
-    options |= {key: _scalar(value, scene) for key, value in term.scheduled.items()}
-    if term.temperature is not None:
-        if term.temperature.adaptive:
-            assert teacher is not None
-            options["temperature"] = term.temperature(scene.progress, student.logits, teacher.logits)
-        else:
-            options["temperature"] = _scalar(term.temperature, scene)
+    options: dict[str, Any] = {}
+    if term.memory is None:
+        options = {**term.options, **{key: value(scene.progress) for key, value in term.scheduled.items()}}
+        if isinstance(term.temperature, Adaptive):
+            assert teacher is not None and student.logits is not None and teacher.logits is not None
+            mask = scene.masks["outputs"]
+            options["temperature"] = term.temperature(scene.progress, student.logits, teacher.logits, mask=mask)
+        elif term.temperature is not None:
+            options["temperature"] = term.temperature(scene.progress)
     parameters = inspect.signature(term.loss).parameters
     if "labels" in parameters and term.kind != "labels":
         options["labels"] = scene.labels

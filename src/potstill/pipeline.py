@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from potstill.errors import ExportError
+from potstill.checks import problem
+from potstill.errors import ExportError, ModelError
 from potstill.evaluation.predict import fastest_device, load_predictions, predict_logits, save_predictions
 from potstill.evaluation.results import TRAIN, VALIDATION, Contender
+from potstill.likeness import attention_pairs, measure_attention, why_no_maps
 from potstill.metrics import METRICS, primary, score
 from potstill.preflight import preflight, require_space, shape_text, student_notes
 from potstill.progress import Progress, Silent
@@ -57,6 +59,7 @@ def run(
     *,
     overrides: Sequence[str] = (),
     update: bool = False,
+    siblings: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> Outcome:
     """Run a recipe from start to end, or from where it was stopped.
@@ -66,6 +69,7 @@ def run(
         out: the run folder; ``runs/<name of the recipe>`` if not given.
         overrides: ``key=value`` strings, such as ``evaluate.seeds=3``.
         update: take a run folder whose recipe differs, and redo what the difference concerns.
+        siblings: folders of other runs; a stage that one of them has done from the same inputs is taken from there.
         progress: told what happens; nothing is said without it.
 
     Raises:
@@ -74,7 +78,7 @@ def run(
     """
     loaded = load_recipe(recipe, overrides)
     folder = Path(out) if out is not None else RUNS / loaded.name
-    with RunFolder(folder, loaded, update=update).opened() as opened:
+    with RunFolder(folder, loaded, update=update, siblings=siblings).opened() as opened:
         return _Run(opened, progress or Silent()).all()
 
 
@@ -101,14 +105,17 @@ class _Run:
         chosen = self.choose(predictions)
         exports = self.exports(chosen, students["student", chosen], predictions["student", chosen])
         costs = self.costs(teacher, students["student", chosen], exports)
-        results = assemble(
-            self.folder,
-            self.bench,
-            self.precision,
-            self.contenders(teacher, students, predictions, costs),
-            [{**entry, **costs.get(entry["key"], {})} for entry in exports],
-            chosen,
-        )
+        results = {
+            **assemble(
+                self.folder,
+                self.bench,
+                self.precision,
+                self.contenders(teacher, students, predictions, costs),
+                [{**entry, **costs.get(entry["key"], {})} for entry in exports],
+                chosen,
+            ),
+            "attention": self.attention(chosen, teacher, students),
+        }
         outcome = self.report(results)
         if self.failed_export is not None:
             raise self.failed_export
@@ -122,6 +129,11 @@ class _Run:
         """Everything that can be wrong with the models, before anything is trained."""
         found = preflight(self.bench)
         require_space(self.path, found, self.recipe)
+        if self.recipe.evaluate.attention_similarity:
+            if why := why_no_maps(self.bench, found):
+                do = "Set evaluate.attention_similarity=false"
+                raise ModelError(problem("Attention maps can't be compared here", given=why, do=do))
+            self.pairs = attention_pairs(found.student, found.teacher, found.stages)
         self.precision: Precision = detect_precision(self.recipe.distill[0].train.precision)
         self.progress.say(f"teacher: {shape_text(found.teacher)}; student: {shape_text(found.student)}")
         for note in student_notes(self.bench, found):
@@ -201,6 +213,24 @@ class _Run:
 
         made_from = {"models": [teacher.digest, student.digest], "files": [entry["key"] for entry in exports]}
         return self.folder.stage("cost", {**made_from, "rows": self.bench.digest}, work).value
+
+    def attention(self, seed: int, teacher: Stage, students: Mapping[tuple[str, int], Stage]) -> list[dict[str, Any]]:
+        """How alike the attention maps of the student that ships are to the teacher's, and those of its baselines."""
+        if not self.recipe.evaluate.attention_similarity:
+            return []
+        found = []
+        for role in reversed(self.recipe.roles):
+            model = students[role, seed]
+
+            def work(_folder: Path, role: str = role, model: Stage = model) -> dict[str, Any]:
+                places = self.school.model(model), self.school.model(teacher)
+                with self.progress.stage(f"attention maps of the {role.replace('_', ' ')}") as step:
+                    return measure_attention(self.bench, *places, self.pairs, step)
+
+            made_from = {"models": [teacher.digest, model.digest], "rows": self.bench.digest, "pairs": self.pairs}
+            value = self.folder.stage(f"attention/{role}/{seed}", made_from, work).value
+            found.append({"key": role, "title": ROLES[role], **value})
+        return found
 
     def contenders(
         self,

@@ -20,8 +20,8 @@ from potstill.errors import ModelError, RunFolderError
 from potstill.knowledge.architectures import describe, longest_input
 from potstill.mappings import selection
 from potstill.objective import BoundObjective
-from potstill.recipe import FurtherTeacherSection, Recipe, StageSection
-from potstill.sections import StudentSection
+from potstill.recipe import Recipe
+from potstill.sections import FurtherTeacherSection, StageSection, StudentSection
 from potstill.students import build_student, cut_vocabulary, cut_width, reinitialised, sizes_of
 from potstill.tasks import load_tokenizer
 from potstill.terms import PEERS, TEACHER

@@ -34,6 +34,29 @@ class Silent:
         yield lambda _step, _steps, _loss: None
 
 
+class _Titled:
+    """Tells of pieces of work behind a title, and says nothing else."""
+
+    def __init__(self, progress: Progress, title: str) -> None:
+        self.progress = progress
+        self.title = title
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[Step]:
+        """The piece of work behind the title."""
+        with self.progress.stage(f"{self.title}: {title}") as step:
+            yield step
+
+
+def titled(progress: Progress, title: str) -> Progress:
+    """The progress of one run among many: its pieces of work behind a title. What it says is left out, since all of
+    them would say the same."""
+    return _Titled(progress, title)
+
+
 class Terminal:
     """Bars on a terminal; in a pipe a line when a piece of work that took longer than a second is done."""
 

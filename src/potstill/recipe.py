@@ -7,187 +7,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from annotated_types import Ge, Gt, Lt
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-from pydantic.dataclasses import dataclass as validated
+from annotated_types import Ge
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from potstill.checks import nearest, problem, unknown_name
 from potstill.errors import RecipeError
-from potstill.objective import Objective, Term, check_term
-from potstill.sections import STRICT, StudentSection
+from potstill.sections import (
+    AssistantSection,
+    DataSection,
+    EvaluateSection,
+    ExportSection,
+    RefineSection,
+    Section,
+    StageSection,
+    StudentSection,
+    TeacherSection,
+)
 from potstill.terms import PEERS, TEACHER
 from potstill.training.combination import CONFIDENT, Combination
-from potstill.training.settings import RefineSettings, TrainSettings
 
-if TYPE_CHECKING:
-    from potstill.training.settings import RefineSettings as Refine
-    from potstill.training.settings import TrainSettings as Train
-else:
-    Train = validated(TrainSettings, config=STRICT)
-    Refine = validated(RefineSettings, config=STRICT)
 SCALARS = ("int", "float", "str")
-Share = Annotated[float, Gt(0), Lt(1)]
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, and nothing changes once loaded."""
-
-    model_config = STRICT
-
-
-class SourceSection(Section):
-    """Where rows come from: a packaged sample, a folder or a hub id, or files."""
-
-    name: str | None = None
-    config: str | None = None
-    revision: str | None = None
-    files: dict[str, str | list[str]] | None = None
-    options: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.name is None) == (self.files is None):
-            raise ValueError("Give either 'name' (a packaged sample, a folder or a hub id) or 'files', one of both")
-        return self
-
-
-class ColumnsSection(Section):
-    """Which columns hold what; those left out are guessed, and the guess is printed."""
-
-    text: str | None = None
-    text_pair: str | None = None
-    label: str | list[str] | None = None
-
-
-class DataSection(SourceSection):
-    """The labelled rows, and rows without labels for the teacher to label."""
-
-    columns: ColumnsSection = ColumnsSection()
-    problem: Literal["single_label", "multi_label", "regression"] | None = None
-    names: list[str] | None = None
-    unlabelled: SourceSection | None = None
-    max_length: Annotated[int, Ge(2)] = 128
-    limit: Annotated[int, Ge(1)] | None = None
-    validation: Share = 0.1
-    test: Share = 0.1
-
-
-class FurtherTeacherSection(Section):
-    """One more teacher. Its tokenizer is the first one's."""
-
-    name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
-    model: str
-    train: Train | None = None
-    seed: int = 1
-    weight: Annotated[float, Gt(0)] = 1.0
-
-
-class TeacherSection(Section):
-    """The model to learn from; trained here where `train` is given, else taken as it is.
-
-    With `others`, terms that name no teacher learn from all of them: by `weight`, or by `route` from one for each row,
-    the surest (``confident``) or the one whose name stands in a column of the data.
-    """
-
-    model: str
-    train: Train | None = None
-    trust_remote_code: bool = False
-    weight: Annotated[float, Gt(0)] = 1.0
-    others: list[FurtherTeacherSection] = []
-    route: str | None = None
-
-    @model_validator(mode="after")
-    def _several(self) -> Self:
-        names = [TEACHER, *(other.name for other in self.others)]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice or any(name.startswith(PEERS) for name in names):
-            raise ValueError(
-                f"Each of the others needs a name of its own, which is neither 'teacher' nor 'peers': {names[1:]}"
-            )
-        if not self.others and (self.route is not None or self.weight != 1.0):
-            raise ValueError("'route' and 'weight' say how several teachers are combined, and there are no 'others'")
-        return self
-
-
-class TermSection(BaseModel):
-    """One term of an objective; keys beyond these are arguments of its loss."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    knowledge: str
-    loss: str | None = None
-    layers: str | dict[Any, Any] | list[Any] | None = None
-    weight: float | dict[str, Any] = 1.0
-    temperature: float | dict[str, Any] | None = None
-    project: str = "auto"
-    share: bool = False
-    embeddings: bool | None = None
-    pool: str | None = None
-    teacher: str | None = None
-    shift: bool = False
-
-    @model_validator(mode="after")
-    def _known_names(self) -> Self:
-        try:
-            check_term(self.term())
-        except RecipeError as error:  # so that pydantic gathers it with the others
-            raise ValueError(str(error)) from None
-        return self
-
-    def term(self) -> Term:
-        """The term as the objective takes it."""
-        own = {f.name: getattr(self, f.name) for f in fields(Term) if f.name != "options"}
-        return Term(**own, options=self.model_extra or {})
-
-
-class StageSection(Section):
-    """One stage of distillation: what to learn, and how long.
-
-    `freeze` names parts of the student that don't learn in this stage: layers by number, ``embeddings``, or ``head``.
-    `mutual` lists further students that learn along with this one, each from the same terms and from the others.
-    """
-
-    terms: Annotated[list[TermSection], Field(min_length=1)]
-    train: Train = Train()
-    freeze: list[Annotated[int, Ge(0)] | Literal["embeddings", "head"]] = []
-    mutual: list[StudentSection] = []
-
-    def objective(self) -> Objective:
-        """The objective of this stage."""
-        return Objective([term.term() for term in self.terms])
-
-
-class AssistantSection(Section):
-    """A teacher assistant: a student of the teacher that teaches the next one in the chain. Its terms are the recipe's
-    own where it has none."""
-
-    student: StudentSection
-    distill: Annotated[list[StageSection], Field(min_length=1)] | None = None
-
-
-class RefineSection(Section):
-    """Further training on the labels alone, with early stopping and the best checkpoint kept."""
-
-    train: Refine = Refine()
-
-
-class EvaluateSection(Section):
-    """What is compared, and how often."""
-
-    baseline: bool = True
-    pretrained_baseline: bool = True
-    seeds: Annotated[int, Ge(1)] = 1
-    cost: bool = True
-    examples: Annotated[int, Ge(0)] = 8
-
-
-class ExportSection(Section):
-    """The files to ship beside the student's folder."""
-
-    formats: list[Literal["onnx", "onnx-int8"]] = ["onnx", "onnx-int8"]
 
 
 class Recipe(Section):
@@ -199,7 +41,7 @@ class Recipe(Section):
     data: DataSection
     teacher: TeacherSection
     student: StudentSection
-    assistants: list[AssistantSection] = []
+    assistants: list[AssistantSection] = Field(default_factory=list)
     generations: Annotated[int, Ge(1)] = 1
     distill: Annotated[list[StageSection], Field(min_length=1)]
     refine: RefineSection | None = None

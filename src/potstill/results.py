@@ -145,7 +145,14 @@ def _how(bench: Workbench, contenders: Sequence[Contender]) -> list[dict[str, st
     """How every number was made, in words."""
     seeds = len(contenders[-1].seeds)
     rows = len(bench.rows[bench.evaluated_on])
+    attention = {
+        "number": "Attention",
+        "made": "Maps of the student that ships, and of its baselines, beside the teacher's, on a fixed draw of the "
+        "evaluated rows: heads paired by number, unpadded tokens, layers as the objective's attention term or else the "
+        "uniform map pairs them.",
+    }
     return [
+        *([attention] if bench.recipe.evaluate.attention_similarity else []),
         {
             "number": "Quality",
             "made": f"On the {rows:,} rows of the {bench.evaluated_on} split, in float32, by the models as they were "

@@ -4,6 +4,9 @@ Each stage writes a marker when it is done, with a digest of everything that it 
 marker with the same digest takes the stage as done; one that finds another does the stage again, and with it all that
 follow, since a stage's digest is part of the next one's. Files are written beside and then renamed, so that a stopped
 run leaves no half of one.
+
+Runs that stand beside each other share what is equal: a stage that a sibling has done from the same inputs is taken
+from there. Its files are hard links where the disk has them, which is safe since nothing here is ever changed in place.
 """
 
 import errno
@@ -58,6 +61,27 @@ def replace_folder(made: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def link_or_copy(source: Path, place: Path) -> None:
+    """A file or folder once more, put in place at once: hard links where the file system has them, else copies."""
+    beside = place.with_name(f".{place.name}.new")
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(source, beside, copy_function=_link)
+        replace_folder(beside, place)
+    else:
+        beside.unlink(missing_ok=True)
+        _link(source, beside)
+        beside.replace(place)
+
+
+def _link(source: str | Path, place: str | Path) -> None:
+    try:
+        os.link(source, place)
+    except OSError:  # another disk, or one without hard links
+        shutil.copy2(source, place)
+
+
 def copy_folder(source: Path, place: Path) -> None:
     """A copy of a folder, put in place at once."""
     beside = place.with_name(f".{place.name}.new")
@@ -84,12 +108,14 @@ class RunFolder:
         path: the folder; made where it isn't there.
         recipe: what is run.
         update: take a folder of a recipe that differs, and redo the stages that the difference concerns.
+        siblings: folders of other runs, from which stages are taken that were done from the same inputs.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, *, update: bool = False) -> None:
+    def __init__(self, path: Path, recipe: Recipe, *, update: bool = False, siblings: Sequence[Path] = ()) -> None:
         self.path = path
         self.recipe = recipe
         self.update = update
+        self.siblings = tuple(siblings)
         self.stages: list[Stage] = []
 
     @contextmanager
@@ -131,18 +157,38 @@ class RunFolder:
 
     def done(self, name: str, made_from: Any, leaves: Sequence[str] = ()) -> Stage | None:
         """The stage, if it was done from the same inputs and what it left is still there."""
-        marker = self._marker(name)
-        if not marker.exists():
-            return None
-        found = json.loads(marker.read_text(encoding="utf-8"))
-        if found["digest"] != digest(made_from) or not all((self.path / place).exists() for place in leaves):
+        found = self._found(self.path, name, made_from, leaves)
+        if found is None:
             return None
         return Stage(name, found["value"], found["digest"], found["seconds"], reused=True)
+
+    def _found(self, home: Path, name: str, made_from: Any, leaves: Sequence[str]) -> dict[str, Any] | None:
+        """What the marker of a stage says in this folder or in a sibling, if it is of the same inputs and all there."""
+        marker = home / MARKERS / self._marker(name).name
+        if not marker.exists():
+            return None
+        found: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
+        if found["digest"] != digest(made_from) or not all((home / place).exists() for place in leaves):
+            return None
+        return found
+
+    def _taken(self, name: str, made_from: Any, leaves: Sequence[str]) -> Stage | None:
+        """The stage as a sibling has done it, its files linked or copied into this folder; None where none has."""
+        for home in self.siblings:
+            found = self._found(home, name, made_from, leaves)
+            if found is not None:
+                self._marker(name).unlink(missing_ok=True)
+                for place in leaves:
+                    link_or_copy(home / place, self.path / place)
+                write_text(self._marker(name), json.dumps(found, indent=1, default=str))
+                shutil.rmtree(self.path / WORK / name.replace("/", "-"), ignore_errors=True)
+                return Stage(name, found["value"], found["digest"], found["seconds"], reused=True)
+        return None
 
     def stage(
         self, name: str, made_from: Any, work: Callable[[Path], dict[str, Any]], leaves: Sequence[str] = ()
     ) -> Stage:
-        """Do a stage, unless it was done from the same inputs.
+        """Do a stage, unless it was done from the same inputs, here or in a sibling.
 
         Args:
             name: of the stage, such as ``seeds/0/student``.
@@ -150,7 +196,7 @@ class RunFolder:
             work: does it, in a working folder of its own that survives an interruption; returns plain data.
             leaves: files and folders that it leaves in the run folder; where one was removed, the stage is done again.
         """
-        stage = self.done(name, made_from, leaves)
+        stage = self.done(name, made_from, leaves) or self._taken(name, made_from, leaves)
         if stage is None:
             self._marker(name).unlink(missing_ok=True)
             folder = self._work_folder(name, digest(made_from))

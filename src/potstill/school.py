@@ -18,9 +18,8 @@ from potstill.metrics import METRICS, primary, scores
 from potstill.objective import Objective
 from potstill.preflight import load_teacher, start_student
 from potstill.progress import Progress
-from potstill.recipe import AssistantSection
 from potstill.runs import RunFolder, Stage
-from potstill.sections import StudentSection
+from potstill.sections import AssistantSection, StudentSection
 from potstill.shipping import fingerprint, save_model
 from potstill.terms import TEACHER
 from potstill.training import TrainSettings, detect_precision

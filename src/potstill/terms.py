@@ -22,7 +22,7 @@ from potstill.errors import RecipeError
 from potstill.knowledge.architectures import ModelShape
 from potstill.mappings import EMBEDDINGS, Pairs, layer_map
 from potstill.projectors import LINEAR, PROJECTIONS
-from potstill.schedules import Schedule, schedule
+from potstill.schedules import Constant, Plain, Schedule, plain_schedule, schedule
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "labels": Kind(("labels",), None, "labels"),
-    "logits": Kind(("divergence", "logits", "samples"), None, "outputs"),
+    "logits": Kind(("divergence", "bounded", "logits", "samples"), None, "outputs"),
     "hidden": Kind(("hidden", "structure", "granularity", "samples", "contrastive"), "hidden_mse", "tokens"),
     "attention": Kind(("attention",), "attention_kl", "tokens"),
     "scores": Kind(("scores",), "score_mse", "tokens"),
@@ -114,7 +114,7 @@ class Defaults:
 
     labels: str = "cross_entropy"
     logits: str = "kl_divergence"
-    refused: Mapping[str, str] = field(default_factory=dict)  # loss name -> why it can't be used in this task
+    refused: Mapping[str, str] = field(default_factory=dict)  # loss (or 'shift') -> why it can't be used in this task
 
 
 @dataclass(frozen=True)
@@ -125,11 +125,11 @@ class BoundTerm:
     kind: str
     loss: Callable[..., Tensor]
     pairs: Pairs
-    weight: Schedule
+    weight: Plain
     temperature: Schedule | None
     project: str | None
     options: Mapping[str, Any]
-    scheduled: Mapping[str, Schedule] = field(default_factory=dict)
+    scheduled: Mapping[str, Plain] = field(default_factory=dict)
     source: str = TEACHER  # which teacher it learns from
     sources: int = 1  # over how many teachers the written term was spread
     pool: str | None = None
@@ -140,7 +140,7 @@ class BoundTerm:
     @property
     def positions(self) -> str:
         """What the term is a mean over: labels, outputs (rows) or tokens."""
-        if "labels" in inspect.signature(self.loss).parameters or self.shift:
+        if "labels" in inspect.signature(self.loss).parameters:
             return "labels"
         return "outputs" if self.pool else KINDS[self.kind].positions
 
@@ -149,7 +149,8 @@ class BoundTerm:
         """The settings of the memory that this term keeps beside the student; None where it keeps none."""
         if self.loss is not losses.crd:
             return None
-        return {key: value for key, value in self.options.items() if key in MEMORY}
+        temperature = {"temperature": self.temperature(0.0)} if isinstance(self.temperature, Constant) else {}
+        return {**self.options, **temperature}
 
     def module_name(self, pair: tuple[int, int]) -> str:
         """The name under which the projection (or memory) of a layer pair is trained and checkpointed."""
@@ -177,22 +178,20 @@ def check_term(term: Term) -> None:
     loss = _loss(term, Defaults())
     _options(term, loss)
     _check_fields(term, loss)
-    schedule(term.weight)
+    plain_schedule(term.weight)
     _temperature(term, loss)
 
 
 def bind_term(
-    term: Term,
-    name: str,
-    student: ModelShape,
-    teachers: Mapping[str, ModelShape],
-    defaults: Defaults,
+    term: Term, name: str, student: ModelShape, teachers: Mapping[str, ModelShape], defaults: Defaults
 ) -> list[BoundTerm]:
     """A written term, once for each teacher that it learns from. Raises `RecipeError`, or what a part of it raises."""
     _require_kind(term)
     loss = _loss(term, defaults)
     options, scheduled = _options(term, loss)
     _check_fields(term, loss)
+    if term.shift and "shift" in defaults.refused:
+        raise RecipeError(f"'shift' can't be used here: {defaults.refused['shift']}")
     sources = _sources(term, teachers)
     found = []
     for source in sources:
@@ -207,7 +206,7 @@ def bind_term(
                 kind=term.knowledge,
                 loss=loss,
                 pairs=pairs,
-                weight=schedule(term.weight),
+                weight=plain_schedule(term.weight),
                 temperature=_temperature(term, loss),
                 project=_projection(term, loss, pairs, student, shape),
                 options=options,
@@ -251,8 +250,7 @@ def _loss(term: Term, defaults: Defaults) -> Callable[..., Tensor]:
     loss = term.loss or kind.usual or getattr(defaults, term.knowledge)
     if callable(loss):
         return loss
-    homes = {f"{losses.__name__}.{family}" for family in kind.families}
-    fitting = [name for name in losses.__all__ if getattr(losses, name).__module__ in homes]
+    fitting = [name for name in losses.__all__ if _family(getattr(losses, name)) in kind.families]
     if loss not in fitting:
         raise RecipeError(unknown_name(f"loss for {term.knowledge}", loss, fitting))
     if loss in defaults.refused:
@@ -260,20 +258,17 @@ def _loss(term: Term, defaults: Defaults) -> Callable[..., Tensor]:
     return getattr(losses, loss)  # type: ignore[no-any-return]
 
 
-def _options(term: Term, loss: Callable[..., Tensor]) -> tuple[dict[str, Any], dict[str, Schedule]]:
+def _options(term: Term, loss: Callable[..., Tensor]) -> tuple[dict[str, Any], dict[str, Plain]]:
     """The term's further arguments, bound to the loss's signature: those that stay, those that follow a schedule."""
-    known = set(inspect.signature(loss).parameters) - set(OURS)
-    if loss is losses.crd:
-        known = {"temperature"} | set(MEMORY)
+    known = set(MEMORY) if loss is losses.crd else set(inspect.signature(loss).parameters) - set(OURS)
     own = tuple(f.name for f in fields(Term) if f.name != "options")
     what = f"key of a term with '{loss.__name__}'"
     if wrong := [unknown_name(what, key, {*known, *own}) for key in term.options if key not in known]:
         raise RecipeError(" ".join(wrong))
-    scheduled = {key: schedule(value) for key, value in term.options.items() if isinstance(value, Mapping)}
-    if adaptive := [key for key, value in scheduled.items() if value.adaptive]:
-        raise RecipeError(f"Only a temperature adapts to the logits, not {', '.join(adaptive)}.")
-    if fixed := [key for key in scheduled if key in MEMORY and loss is losses.crd]:
-        raise RecipeError(f"The memory is made once, so its {', '.join(fixed)} can follow no schedule.")
+    written = {key: value for key, value in term.options.items() if isinstance(value, Mapping)}
+    if written and loss is losses.crd:
+        raise RecipeError(f"The memory is made once, so its {', '.join(written)} can follow no schedule.")
+    scheduled = {key: plain_schedule(value, key=key) for key, value in written.items()}
     return {key: value for key, value in term.options.items() if key not in scheduled}, scheduled
 
 
@@ -291,8 +286,6 @@ def _check_fields(term: Term, loss: Callable[..., Tensor]) -> None:
             )
     if term.shift and term.knowledge != "logits":
         raise RecipeError(f"Only the teacher's logits are shifted, not {term.knowledge}. Remove the key 'shift'.")
-    if term.share and term.project == "none":
-        raise RecipeError("'share' is about projections, and project: none has none. Remove one of the keys.")
     if term.knowledge == "labels" and term.teacher is not None:
         raise RecipeError("Labels come from no teacher. Remove the key 'teacher'.")
     if term.embeddings is not None and term.knowledge != "hidden":
@@ -314,6 +307,8 @@ def _temperature(term: Term, loss: Callable[..., Tensor]) -> Schedule | None:
     found = schedule(term.temperature)
     if found.adaptive and term.knowledge != "logits":
         raise RecipeError("An adaptive temperature is that of logits. Give a number.")
+    if loss is losses.crd and not isinstance(found, Constant):
+        raise RecipeError("The memory is made once, so its temperature can follow no schedule. Give a number.")
     return found
 
 
@@ -347,11 +342,12 @@ def _projection(
         raise RecipeError(unknown_name("projection", term.project, (AUTO, "none", *PROJECTIONS)))
     if term.knowledge != "hidden" or teacher is None:
         if term.project in PROJECTIONS or term.share:
-            key = "project" if term.project in PROJECTIONS else "share"
-            raise RecipeError(f"Only hidden states are projected, not {term.knowledge}. Remove the key '{key}'.")
+            raise RecipeError(f"Only hidden states are projected, not {term.knowledge}. Remove 'project' or 'share'.")
         return None
     widths = {(student.width_at(ours), teacher.width_at(theirs)) for ours, theirs in pairs}
     differs = loss.__name__ not in ANY_WIDTH and any(ours != theirs for ours, theirs in widths)
+    if term.project == "none" and term.share:
+        raise RecipeError("'share' is about projections, and project: none has none. Remove one of the keys.")
     if term.project == "none" and differs:
         raise RecipeError(
             problem(

@@ -17,7 +17,8 @@ from potstill.data.rows import in_order, joined, routed, standard_columns, unlab
 from potstill.encoding import digest_both, digest_rows, encoded, texts_of, with_teachers
 from potstill.errors import DataError, ModelError
 from potstill.objective import Objective
-from potstill.recipe import Recipe, SourceSection
+from potstill.recipe import Recipe
+from potstill.sections import SourceSection
 from potstill.students import Vocabulary, cut_tokenizer, special_ids
 from potstill.tasks import TextClassification, load_tokenizer
 from potstill.tasks.base import LoadedModel, bars_on_a_terminal, quiet_transformers

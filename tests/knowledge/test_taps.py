@@ -360,20 +360,22 @@ def allowed(family, layer, module, batch):
     return seen
 
 
-@pytest.mark.parametrize("family", ["bert", "llama", "mpnet", "deberta-v2"])
+@pytest.mark.parametrize("family", ["bert", "llama", "mpnet", "deberta-v2", "bart", "vit", "swin", "pvt_v2"])
 def test_maps_are_recorded_before_dropout(family):
-    rates = {"attention_dropout": 0.6} if family == "llama" else {"attention_probs_dropout_prob": 0.6}
-    model, batch = made(family, attention="eager", **rates), tiny_batch()
+    rates = {"attention_dropout": 0.6} if family in ("llama", "bart") else {"attention_probs_dropout_prob": 0.6}
+    others = {"bart": {"dropout": 0.0}, "swin": {"drop_path_rate": 0.0}}.get(family, {})
+    model, batch = made(family, attention="eager", **rates, **others), tiny_inputs(family)
     for module in model.modules():  # only attention's own dropout is left, so that the first layer's map is the same
         if isinstance(module, nn.Dropout) and module.p != 0.6:
             module.p = 0.0
+    first = next(iter(layer_modules(model)))
     with torch.no_grad():
-        quiet = observe(model, batch, Needs(attention=frozenset({0}))).attention[0]
+        quiet = observe(model, batch, Needs(attention=frozenset({first}))).attention[first]
         torch.manual_seed(0)
         plain = model.train()(**batch).logits
         torch.manual_seed(0)
-        seen = observe(model, batch, Needs(logits=True, attention=frozenset({0})))
-    assert torch.equal(quiet, seen.attention[0])
+        seen = observe(model, batch, Needs(logits=True, attention=frozenset({first})))
+    assert torch.equal(quiet, seen.attention[first])
     assert torch.equal(plain, seen.logits)  # dropout itself still happens, with the same draws
     assert not torch.equal(plain, model.eval()(**batch).logits)
 
@@ -444,6 +446,14 @@ def test_maps_of_a_fused_kernel_are_refused(family):
             with pytest.raises(ModelError, match="eager"):
                 observe(model, tiny_inputs(family), Needs(**{kind: frozenset({layer})}))
     assert hooks(model) == 0
+
+
+def test_a_stack_with_a_fused_kernel_of_its_own_is_refused():
+    model = made("t5", attention="eager")
+    check_needs(model, all_of(model, maps=True))
+    model.decoder.config._attn_implementation = "sdpa"
+    with pytest.raises(ModelError, match="attn_implementation='sdpa'"):
+        check_needs(model, all_of(model, maps=True))
 
 
 @pytest.mark.parametrize(
@@ -520,7 +530,7 @@ def test_the_decoders_mask_is_what_says_best_which_positions_count():
     batch, model = tiny_inputs("bart"), made("bart")
     ids = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     labels = torch.tensor([[5, 6, -100]] * 3)
-    targets = {"decoder_input_ids": labels.clamp(min=1), "labels": labels}
+    targets = {"decoder_input_ids": labels.clamp(min=0), "labels": labels}
 
     def mask(given):
         seen = observe(model, given, Needs(logits=True))

@@ -45,6 +45,20 @@ def test_heads_reduced() -> None:
         torch.testing.assert_close(attention_mse(student, teacher, reduce_heads=name), difference.square().mean(-1))
     one = attention_kl(student.mean(1, keepdim=True), teacher.mean(1, keepdim=True))
     torch.testing.assert_close(attention_kl(student, teacher, reduce_heads="mean"), one)
+    # What is masked stays out of the mean of the heads.
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    kept = [
+        maps * mask[:, None, None, :] / (maps * mask[:, None, None, :]).sum(-1, True) for maps in (student, teacher)
+    ]
+    poisoned = kept[0].clone()
+    poisoned[0, :, 2], poisoned[0, :, :, 2] = torch.nan, torch.nan
+    poisoned.requires_grad_()
+    values = attention_kl(poisoned, kept[1], mask=mask, reduce_heads="mean")
+    one = attention_kl(kept[0].mean(1, True), kept[1].mean(1, True), mask=mask)
+    torch.testing.assert_close(values, one)
+    values.sum().backward()
+    assert poisoned.grad is not None
+    assert poisoned.grad.isfinite().all()
     with pytest.raises(ArgumentError, match=r"distributions.*reduce_heads: mean"):
         attention_kl(student, teacher, reduce_heads="sum")
     with pytest.raises(ArgumentError, match="Unknown reduce_heads of attention_mse 'max'"):

@@ -54,7 +54,16 @@ def poisoned(case: FeatureCase, tensor: Tensor, value: float) -> Tensor:
 
 def test_the_families() -> None:
     modules = {getattr(losses, case.name).__module__.rpartition(".")[2] for case in FEATURE_CASES}
-    assert modules == {"hidden", "scores", "relation", "structure", "granularity", "samples", "contrastive"}
+    assert modules == {
+        "hidden",
+        "scores",
+        "attention",
+        "relation",
+        "structure",
+        "granularity",
+        "samples",
+        "contrastive",
+    }
 
 
 @pytest.mark.parametrize("case", [c for c in FEATURE_CASES if c.zero_at_equality], ids=str)

@@ -1,52 +1,25 @@
-"""What holds for every loss. A new one needs a line in `CASES`; a test counts them.
+"""What holds for every loss. A new one needs a line in a table of cases; a test counts them.
 
 Each case draws inputs of one batch B and length S, and says over which axes of each the sequence runs; all the rest
 (padding, micro-batches, poison) follows from that. The naive loops are plain Python over lists, one query at a time.
 """
 
+import importlib.util
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
+from response_cases import RESPONSE_CASES, Case, kl, mean, naive_mse, normal, pair, softmax
 from torch import Tensor
 
 from potstill import losses
 from potstill.errors import ShapeError
 from potstill.reduce import masked_mean
 
-V, D, H = 5, 6, 2
-
-
-@dataclass(frozen=True)
-class Case:
-    """One loss with arguments, and how to feed it."""
-
-    name: str
-    draw: Callable[[torch.Generator, int, int], tuple[Tensor, Tensor]]  # (student, teacher), float64, for [B, S]
-    naive: Callable[..., float]  # (student, teacher, keys, arguments) of one position, from lists
-    axes: tuple[tuple[int, ...], tuple[int, ...]] = ((1,), (1,))  # sequence axes of student and teacher
-    equal: Callable[[Tensor], Tensor] = field(default=lambda teacher: teacher)  # the student that is right
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return "-".join([self.name, *(f"{key}={value}" for key, value in self.arguments.items())])
-
-    def loss(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-        values: Tensor = getattr(losses, self.name)(student, teacher, mask=mask, **self.arguments)
-        return values
-
-
-def normal(*shape: int) -> Callable[[torch.Generator, int, int], Tensor]:
-    """Draws [B, S, *shape]."""
-    return lambda generator, b, s: torch.randn(b, s, *shape, generator=generator, dtype=torch.float64)
-
-
-def pair(one: Callable[[torch.Generator, int, int], Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
-    return lambda generator, b, s: (one(generator, b, s), one(generator, b, s))
+D, H = 6, 2
 
 
 def maps(generator: torch.Generator, b: int, s: int) -> Tensor:
@@ -59,45 +32,9 @@ def vectors(heads: int, width: int) -> Callable[[torch.Generator, int, int], Ten
     return lambda generator, b, s: torch.randn(b, heads, s, width, generator=generator, dtype=torch.float64)
 
 
-def softmax(scores: list[float]) -> list[float]:
-    exps = [math.exp(score - max(scores)) for score in scores]
-    return [e / sum(exps) for e in exps]
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
-def kl(p: list[float], q: list[float]) -> float:
-    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-
-
-def mean(numbers: list[float]) -> float:
-    return sum(numbers) / len(numbers)
-
-
-def naive_kl(student: list[float], teacher: list[float], temperature: float = 1.0) -> float:
-    soft = [softmax([z / temperature for z in logits]) for logits in (student, teacher)]
-    return temperature**2 * kl(soft[1], soft[0])
-
-
-def naive_binary_kl(student: list[float], teacher: list[float], temperature: float = 1.0) -> float:
-    p = [(sigmoid(s / temperature), sigmoid(t / temperature)) for s, t in zip(student, teacher, strict=True)]
-    return temperature**2 * sum(kl([t, 1 - t], [s, 1 - s]) for s, t in p)
-
-
-def naive_mse(student: list[float], teacher: list[float]) -> float:
-    return mean([(s - t) ** 2 for s, t in zip(student, teacher, strict=True)])
-
-
 def naive_cosine(student: list[float], teacher: list[float]) -> float:
     dot = sum(s * t for s, t in zip(student, teacher, strict=True))
     return 1 - dot / math.hypot(*student) / math.hypot(*teacher)
-
-
-def naive_bce(student: list[float], labels: list[float]) -> float:
-    terms = [-math.log(sigmoid(z) if y else 1 - sigmoid(z)) for z, y in zip(student, labels, strict=True)]
-    return mean(terms)
 
 
 def naive_attention_mse(student: list, teacher: list, query: int, keys: list[int]) -> float:
@@ -123,23 +60,11 @@ def naive_relation(student: list, teacher: list, query: int, keys: list[int], he
     return mean([kl(t, s) for s, t in zip(relations(student), relations(teacher), strict=True)])
 
 
-def classes(generator: torch.Generator, b: int, s: int) -> tuple[Tensor, Tensor]:
-    return normal(V)(generator, b, s), torch.randint(0, V, (b, s), generator=generator)
-
-
-def yes_or_no(generator: torch.Generator, b: int, s: int) -> tuple[Tensor, Tensor]:
-    return normal(V)(generator, b, s), torch.randint(0, 2, (b, s, V), generator=generator).double()
-
-
 MAPS = ((2, 3), (2, 3))
 VECTORS = ((2,), (2,))
 
 CASES = [
-    Case("kl_divergence", pair(normal(V)), naive_kl),
-    Case("kl_divergence", pair(normal(V)), naive_kl, arguments={"temperature": 4.0}),
-    Case("binary_kl_divergence", pair(normal(V)), naive_binary_kl),
-    Case("binary_kl_divergence", pair(normal(V)), naive_binary_kl, arguments={"temperature": 3}),
-    Case("logit_mse", pair(normal(V)), naive_mse),
+    *RESPONSE_CASES,
     Case("hidden_mse", pair(normal(D)), naive_mse),
     Case("hidden_cosine", pair(normal(D)), naive_cosine),
     Case("attention_mse", pair(maps), naive_attention_mse, axes=MAPS),
@@ -148,12 +73,6 @@ CASES = [
          axes=VECTORS),
     Case("relation_kl", lambda g, b, s: (vectors(3, 2)(g, b, s), vectors(4, 3)(g, b, s)), naive_relation,
          axes=VECTORS, arguments={"heads": 6}),
-    Case("cross_entropy", classes, lambda z, y: -math.log(softmax(z)[y]),
-         equal=lambda y: 100.0 * torch.nn.functional.one_hot(y, V).double()),
-    Case("binary_cross_entropy", yes_or_no, naive_bce, equal=lambda y: 200.0 * y - 100.0),
-    Case("squared_error", pair(normal()), lambda z, y: (z - y) ** 2),
-    Case("squared_error", lambda g, b, s: (normal(1)(g, b, s), normal()(g, b, s)), lambda z, y: (z[0] - y) ** 2,
-         equal=lambda y: y.unsqueeze(-1)),
 ]  # fmt: skip
 
 every = pytest.mark.parametrize("case", CASES, ids=str)
@@ -195,21 +114,30 @@ def poisoned(tensor: Tensor, axes: tuple[int, ...], value: float) -> Tensor:
     return tensor
 
 
+def names_with_a_case() -> set[str]:
+    """The names in every table of cases, that of the losses on features among them, which has tests of its own."""
+    found = {case.name for case in CASES}
+    if importlib.util.find_spec("feature_cases"):
+        found |= {case.name for case in importlib.import_module("feature_cases").FEATURE_CASES}
+    return found
+
+
 def test_every_loss_has_a_case() -> None:
-    assert {case.name for case in CASES} == set(losses.__all__)
+    assert names_with_a_case() == set(losses.__all__)
 
 
 def test_the_namespace_is_sorted_and_by_family() -> None:
     assert losses.__all__ == sorted(losses.__all__)
-    families = {getattr(losses, name).__module__ for name in losses.__all__}
-    assert families == {
-        f"potstill.losses.{family}" for family in ("labels", "logits", "hidden", "attention", "relation")
-    }
+    families = {getattr(losses, name).__module__.removeprefix("potstill.losses.") for name in losses.__all__}
+    files = {file.stem for file in Path(losses.__file__).parent.glob("[a-z]*.py")}
+    assert families == files
 
 
 @every
 def test_zero_at_equality(case: Case) -> None:
     _, teacher = masked(case)
+    if not case.zero_at_equality:
+        return least_at_equality(case, teacher)
     values = case.loss(case.equal(teacher), teacher, MASK)
     torch.testing.assert_close(values, torch.zeros_like(values), atol=1e-6, rtol=0)
     single = case.equal(teacher).float()
@@ -217,24 +145,31 @@ def test_zero_at_equality(case: Case) -> None:
     torch.testing.assert_close(values, torch.zeros_like(values), atol=1e-6, rtol=0)
 
 
+def least_at_equality(case: Case, teacher: Tensor) -> None:
+    student = teacher.clone().requires_grad_()
+    case.loss(student, teacher, MASK).sum().backward()
+    torch.testing.assert_close(student.grad, torch.zeros_like(teacher), atol=1e-6, rtol=0)
+
+
 @every
 def test_not_negative_and_above_zero_where_they_differ(case: Case) -> None:
     for seed in range(5):
         student, teacher = masked(case, seed)
         values = case.loss(student, teacher, MASK)
-        assert (values[MASK] > 1e-4).all()
+        assert (values[case.counted(MASK)] > 1e-4).all()
         assert (values >= 0).all()
 
 
 @every
 def test_one_value_a_position_and_zero_where_masked(case: Case) -> None:
     student, teacher = masked(case)
-    assert case.loss(student, teacher).shape == (B, S)
+    counted = case.counted(MASK)
+    assert case.loss(student, teacher).shape == counted.shape
     values = case.loss(student, teacher, MASK)
-    assert values.shape == (B, S)
-    assert (values[~MASK] == 0).all()
+    assert values.shape == counted.shape
+    assert (values[~counted] == 0).all()
     # In exact zeros, also where student and teacher are rounded differently.
-    assert (case.loss(student.float(), teacher, MASK)[~MASK] == 0).all()
+    assert (case.loss(student.float(), teacher, MASK)[~counted] == 0).all()
 
 
 @every
@@ -247,11 +182,14 @@ def test_agrees_with_a_naive_loop(case: Case) -> None:
         for b in range(B):
             keys = [k for k in range(S) if mask[b, k]]
             for s in keys:
-                if case.axes == ((1,), (1,)):
+                if case.across_rows:
+                    lists = student.tolist(), teacher.tolist()
+                    expected = case.naive(*lists, b, s, mask.tolist(), **case.arguments)
+                elif case.axes == ((1,), (1,)):
                     expected = case.naive(student[b, s].tolist(), teacher[b, s].tolist(), **case.arguments)
                 else:
                     expected = case.naive(student[b].tolist(), teacher[b].tolist(), s, keys, **case.arguments)
-                assert values[b, s].item() == pytest.approx(expected, abs=1e-10)
+                assert values[b if case.values == "rows" else (b, s)].item() == pytest.approx(expected, abs=1e-10)
 
 
 @every
@@ -265,23 +203,28 @@ def test_a_mask_of_ones_is_no_mask(case: Case) -> None:
 @every
 def test_more_padding_changes_nothing(case: Case) -> None:
     student, teacher = masked(case)
-    short = masked_mean(case.loss(student, teacher, MASK), MASK)
+    short = masked_mean(case.loss(student, teacher, MASK), case.counted(MASK))
     longer = padded(MASK, (1,), 3, 0)
     # Whatever stands on the padding: here something large, on the teacher something else.
     more = case.loss(padded(student, case.axes[0], 3, 7.0), padded(teacher, case.axes[1], 3, 3.0), longer)
-    torch.testing.assert_close(masked_mean(more, longer), short)
+    torch.testing.assert_close(masked_mean(more, case.counted(longer)), short)
 
 
 @every
 def test_accumulation_changes_nothing(case: Case) -> None:
+    if case.across_rows:
+        assert "accumulation is then of micro-batches" in " ".join(getattr(losses, case.name).__doc__.split())
+        return
     student, teacher = masked(case)
+    counted = case.counted(MASK)
     whole, parts = student.clone().requires_grad_(), student.clone().requires_grad_()
-    loss = masked_mean(case.loss(whole, teacher, MASK), MASK)
+    loss = masked_mean(case.loss(whole, teacher, MASK), counted)
     loss.backward()
     total = 0.0
     # Unequal micro-batches: 4 positions, then 5.
     for rows in (slice(0, 1), slice(1, 3)):
-        part = masked_mean(case.loss(parts[rows], teacher[rows], MASK[rows]), MASK[rows], MASK.sum())
+        values = case.loss(parts[rows], teacher[rows], MASK[rows])
+        part = masked_mean(values, counted[rows], counted.sum())
         part.backward()
         total += part.item()
     assert total == pytest.approx(loss.item())
@@ -303,15 +246,16 @@ def test_gradient_in_double(case: Case) -> None:
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_what_is_masked_does_not_leak(case: Case, poison: float) -> None:
     student, teacher = masked(case)
-    clean = masked_mean(case.loss(student, teacher, MASK), MASK)
+    counted = case.counted(MASK)
+    clean = masked_mean(case.loss(student, teacher, MASK), counted)
     student = poisoned(student, case.axes[0], poison).requires_grad_()
     # Class numbers have no NaN; there a number that is no class stands in for it.
     teacher = poisoned(teacher, case.axes[1], poison if teacher.is_floating_point() else -100)
     values = case.loss(student, teacher, MASK)
-    loss = masked_mean(values, MASK)
+    loss = masked_mean(values, counted)
     loss.backward()
     torch.testing.assert_close(loss, clean)
-    assert (values[~MASK] == 0).all()
+    assert (values[~counted] == 0).all()
     assert student.grad is not None
     assert student.grad.isfinite().all()
     assert (student.grad[poisoned(torch.zeros_like(student), case.axes[0], 1.0) == 1.0] == 0).all()
@@ -323,7 +267,7 @@ def test_rows_without_any_position_are_zero(case: Case) -> None:
     student.requires_grad_()
     nothing = torch.zeros(B, S, dtype=torch.bool)
     values = case.loss(student, teacher, nothing)
-    loss = masked_mean(values, nothing)
+    loss = masked_mean(values, case.counted(nothing))
     loss.backward()
     assert (values == 0).all()
     assert loss.item() == 0.0
@@ -338,15 +282,17 @@ def test_finite_in_bfloat16_on_extreme_inputs(case: Case, autocast: bool) -> Non
     if case.axes == MAPS:  # maps that come from extreme scores: exact zeros and ones
         student, teacher = (((x - x.mean()).sign() * 1e4).softmax(-1) for x in (student, teacher))
     else:
-        student = student.sign() * 1e4
-        teacher = teacher.sign() * 1e4 if case.name not in ("cross_entropy", "binary_cross_entropy") else teacher
+        student = student.sign() * case.extreme
+        teacher = (
+            teacher.sign() * case.extreme if case.name not in ("cross_entropy", "binary_cross_entropy") else teacher
+        )
     student = student.bfloat16().requires_grad_()
     teacher = teacher.bfloat16() if teacher.is_floating_point() else teacher
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         values = case.loss(student, teacher, MASK)
     assert values.dtype == torch.float32
     assert values.isfinite().all()
-    masked_mean(values, MASK).backward()
+    masked_mean(values, case.counted(MASK)).backward()
     assert student.grad is not None
     assert student.grad.isfinite().all()
 
@@ -366,14 +312,14 @@ def test_shapes_that_differ_raise_with_both(case: Case) -> None:
         # Without the tests' own type-checker, as a user has it: it would count the axes first.
         loss = inspect.unwrap(getattr(losses, case.name)) if wrong.ndim < teacher.ndim else getattr(losses, case.name)
         with pytest.raises(ShapeError) as caught:
-            loss(student, wrong)
+            loss(student, wrong, **{key: make(wrong) for key, make in case.beside.items()})
         assert str(tuple(student.shape)) in str(caught.value)
         assert str(tuple(wrong.shape)) in str(caught.value)
 
 
 @every
 def test_a_mask_of_another_shape_raises(case: Case) -> None:
-    with pytest.raises(ShapeError, match=rf"mask \(1, {S}\), positions \({B}, {S}\)"):
+    with pytest.raises(ShapeError, match=rf"mask \(1, (1, )?{S}\), positions \({B}, (1, )?{S}\)"):
         case.loss(*drawn(case), mask=MASK[:1])
 
 
@@ -384,6 +330,14 @@ def test_inputs_stay_as_they_are(case: Case) -> None:
     case.loss(student, teacher, MASK)
     assert torch.equal(student, before[0])
     assert torch.equal(teacher, before[1])
+
+
+@every
+def test_no_loss_looks_at_values(case: Case) -> None:
+    # A look at a value makes the host wait for the device. Tensors on "meta" have none, and raise.
+    student, teacher = (x.to("meta") for x in drawn(case))
+    values = case.loss(student, teacher, MASK.to("meta"))
+    assert values.shape == case.counted(MASK).shape
 
 
 @every

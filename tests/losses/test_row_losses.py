@@ -137,6 +137,10 @@ def test_crd_teaches_both_embeddings_and_no_bank() -> None:
     assert teacher.grad is not None
     assert student.grad.norm() > 0.1
     assert teacher.grad.norm() > 0.1
+    remembered = BANKS.clone().requires_grad_()
+    candidates = torch.tensor([[0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 5]])
+    values = crd(student, teacher, student_bank=remembered[0], teacher_bank=remembered[1], candidates=candidates)
+    assert torch.autograd.grad(values.sum(), remembered, allow_unused=True) == (None,)
     nearer = BANKS[1, :4].clone()  # a student that is where the teacher's memory of its rows is
     assert with_banks(nearer, teacher).sum() < with_banks(-nearer, teacher).sum()
 

@@ -38,6 +38,7 @@ def test_a_pair_that_one_model_rules_out_has_no_score_to_compare() -> None:
     window[..., 0, 2] = torch.finfo(torch.float32).min
     expected = (student - teacher).square()[0, 0, 0, :2].mean()
     torch.testing.assert_close(score_mse(window, teacher)[0, 0], expected)
+    torch.testing.assert_close(score_mse(teacher, window)[0, 0], expected)
 
 
 def test_large_negative_scores_are_scores() -> None:

@@ -68,7 +68,7 @@ def test_the_teacher_does_not_run_in_the_students_autocast():
     student, teacher = pair()
     distiller = Distiller(student, Objective([Term("hidden")]), TASK, teacher)
     with torch.autocast("cpu", torch.bfloat16):
-        assert distiller.teach(batch()).hidden[3].dtype == torch.float32
+        assert distiller.teach(batch())["teacher"].hidden[3].dtype == torch.float32
         assert distiller(batch()).total.dtype == torch.float32
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from potstill import __version__
-from potstill.cli import evaluate, export, plan, predict, recipes, report, run, samples
+from potstill.cli import compare, evaluate, export, plan, predict, recipes, report, run, samples, search
 from potstill.errors import PotstillError
 
 INTERRUPTED = 130
@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 app.command()(run.run)
 app.command()(plan.plan)
+app.command()(compare.compare)
+app.command()(search.search)
 app.command()(predict.predict)
 app.command()(evaluate.evaluate)
 app.command()(export.export)

@@ -81,6 +81,11 @@ def smallest_visible(comparison: Comparison) -> float:
     return (high - low) / 2 + NormalDist().inv_cdf(_POWER) * comparison.standard_error
 
 
+def said(comparison: Comparison, metric: Metric, seeds: int) -> str:
+    """A difference with its interval: "+1.3 points of accuracy (95 % interval +0.4 to +2.2)"."""
+    return f"{_difference(comparison, metric)} {_interval(comparison, metric, seeds)}"
+
+
 def _headline(baseline: Comparison, metric: Metric, seeds: int, outcome: str) -> str:
     found = {"helped": "helped", "harm": "did harm", "no_difference": "made no difference that can be told"}[outcome]
     # "Over" the baseline only where the number is one to be glad of.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -49,7 +50,7 @@ def tap_features(model: PreTrainedModel, features: Features, recorder: Recorder,
         stack.callback(module.register_forward_hook(after(stage)).remove)
 
 
-def as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+def as_map(tokens: Float[Tensor, "B N C"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
     """Tokens [B,H*W,C], row by row, as a map [B,C,H,W].
 
     Args:

@@ -28,7 +28,7 @@ def jensen_shannon(
     *,
     mask: Mask | None = None,
     temperature: Temperature = 1.0,
-    beta: float = 0.5,
+    beta: float | int = 0.5,
 ) -> Float[Tensor, "*positions"]:
     """Generalised Jensen-Shannon divergence of two distributions over classes or tokens, in nats, times T^2.
 
@@ -44,10 +44,8 @@ def jensen_shannon(
 
     Returns:
         One value a position, [*]: 0 where both distributions are equal, never more than T^2 * ln 2. Near the ends of
-        beta it
-        vanishes: it is about beta * `kl_divergence` as beta goes to 0, (1 - beta) * `reverse_kl_divergence` as beta
-            goes
-        to 1. The weight of the term has to make up for that.
+        beta it vanishes: it is about beta * `kl_divergence` as beta goes to 0, (1 - beta) * `reverse_kl_divergence` as
+        beta goes to 1. The weight of the term has to make up for that.
 
     Raises:
         ShapeError: different shapes, only one class, or a temperature that is not one a position.
@@ -73,7 +71,7 @@ def skewed_kl_divergence(
     *,
     mask: Mask | None = None,
     temperature: Temperature = 1.0,
-    alpha: float = 0.1,
+    alpha: float | int = 0.1,
 ) -> Float[Tensor, "*positions"]:
     """Divergence from the teacher's distribution of the student's mixed with a little of it, in nats, times T^2.
 
@@ -101,10 +99,9 @@ def skewed_kl_divergence(
     Prefer it over `kl_divergence` where the student starts far from the teacher: its gradient stays small where the
     student gives nearly nothing to what the teacher says.
     """
-    _check_share(
-        "alpha", alpha, "At 1 it is 0 everywhere; instead of 0 take kl_divergence", caller="skewed_kl_divergence"
-    )
-    log_student, log_teacher, valid = compared(student, teacher, mask, temperature, caller="skewed_kl_divergence")
+    name = "skewed_kl_divergence"
+    _check_share("alpha", alpha, "At 1 it is 0 everywhere; instead of 0 take kl_divergence", caller=name)
+    log_student, log_teacher, valid = compared(student, teacher, mask, temperature, caller=name)
     return rescaled(divergence(log_teacher, _log_mixture(log_teacher, log_student, alpha)), temperature, valid)
 
 
@@ -114,7 +111,7 @@ def skewed_reverse_kl_divergence(
     *,
     mask: Mask | None = None,
     temperature: Temperature = 1.0,
-    alpha: float = 0.1,
+    alpha: float | int = 0.1,
 ) -> Float[Tensor, "*positions"]:
     """Divergence from the student's distribution of the teacher's mixed with a little of it, in nats, times T^2.
 
@@ -183,12 +180,12 @@ def total_variation(
     return rescaled(0.5 * (log_teacher.exp() - log_student.exp()).abs().sum(-1), temperature, valid, power=1)
 
 
-def _log_mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
+def _log_mixture(log_p: Tensor, log_q: Tensor, share: float | int) -> Tensor:
     """log(share * p + (1 - share) * q), from log-probabilities."""
     return torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share))
 
 
-def _check_share(key: str, share: float, at_ends: str, *, caller: str) -> None:
+def _check_share(key: str, share: float | int, at_ends: str, *, caller: str) -> None:
     """Raise `ArgumentError` unless the share lies between 0 and 1, saying what the loss would be at its ends."""
     if not 0 < share < 1:
         what = f"The {key} of {caller} is a number above 0 and below 1"

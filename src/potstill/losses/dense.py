@@ -10,18 +10,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from potstill.checks import same_shape
+from potstill.checks import problem, same_shape
+from potstill.errors import ShapeError
 from potstill.losses._distributions import (
     Temperature,
-    check_classes,
     check_temperature,
+    compared,
     divergence,
     log_probabilities,
     rescaled,
     softened,
 )
 from potstill.losses._inputs import require_axes
-from potstill.losses.divergence import kl_divergence
 from potstill.reduce import Mask, position_mask
 
 _SIZES = "Resize the student's map to the teacher's size, or both to the labels', first"
@@ -59,9 +59,8 @@ def pixel_kl_divergence(
     """
     _check_maps(student, teacher, caller="pixel_kl_divergence")
     by_pixel = student.movedim(1, -1), teacher.movedim(1, -1)
-    check_classes(*by_pixel, caller="pixel_kl_divergence")
-    position_mask(mask, by_pixel[0].shape[:-1], caller="pixel_kl_divergence")
-    return kl_divergence(*by_pixel, mask=mask, temperature=temperature)
+    log_student, log_teacher, valid = compared(*by_pixel, mask, temperature, caller="pixel_kl_divergence")
+    return rescaled(divergence(log_teacher, log_student), temperature, valid)
 
 
 def channel_kl_divergence(
@@ -98,6 +97,14 @@ def channel_kl_divergence(
     says nothing of which class a pixel has.
     """
     _check_maps(student, teacher, caller="channel_kl_divergence")
+    if student.shape[2:].numel() == 1:
+        raise ShapeError(
+            problem(
+                "channel_kl_divergence compares distributions over pixels, and these maps have one pixel",
+                given=f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}",
+                follows="A softmax over one is constant, so that the loss and its gradient would be 0 everywhere",
+            )
+        )
     check_temperature(temperature, student.shape[:1], caller="channel_kl_divergence")
     pixels = torch.Size((student.shape[0], *student.shape[2:]))
     valid = position_mask(mask, pixels, caller="channel_kl_divergence")
@@ -110,8 +117,8 @@ def channel_kl_divergence(
 
 def _log_over_pixels(maps: Tensor, void: Tensor | None, temperature: Temperature) -> Tensor:
     """log softmax over the pixels [B, C, N] that are not void."""
-    maps = softened(maps if void is None else maps.masked_fill(void, 0.0), temperature)
-    # The lowest finite number: in a row of void pixels only, minus infinity would give NaN.
+    maps = softened(maps, temperature)
+    # The lowest finite number, not minus infinity, of which a row of void pixels only would have no softmax.
     return log_probabilities(maps if void is None else maps.masked_fill(void, torch.finfo(maps.dtype).min))
 
 

@@ -95,8 +95,8 @@ def reverse_kl_divergence(
         https://arxiv.org/abs/2306.08543 (which takes it of whole sequences; this is one position)
 
     Prefer it over `kl_divergence` where the student is too small for all that the teacher knows and should not put mass
-    between the teacher's peaks, as when it writes text. Where the teacher rules a class out it is steep; prefer
-    `skewed_reverse_kl_divergence` then.
+    between the teacher's peaks, as when it writes text. Where the teacher rules a class out it has no bound, nor has
+    its gradient; prefer `skewed_reverse_kl_divergence` then.
     """
     log_student, log_teacher, valid = compared(student, teacher, mask, temperature, caller="reverse_kl_divergence")
     return rescaled(divergence(log_student, log_teacher), temperature, valid)
@@ -109,7 +109,7 @@ def symmetric_kl_divergence(
     mask: Mask | None = None,
     temperature: Temperature = 1.0,
 ) -> Float[Tensor, "*positions"]:
-    """Half of both divergences of two distributions over classes or tokens from each other, in nats, times T^2.
+    """Mean of the divergences of two distributions over classes or tokens from each other, in nats, times T^2.
 
     symmetric_kl_divergence = T^2 * 1/2 * sum over V of (p_T - p_S) * (log p_T - log p_S)
     = (kl_divergence + reverse_kl_divergence) / 2,  p = softmax(logits / T)
@@ -135,9 +135,8 @@ def symmetric_kl_divergence(
     teacher; two terms, `kl_divergence` and `reverse_kl_divergence`, where they should weigh differently.
     """
     log_student, log_teacher, valid = compared(student, teacher, mask, temperature, caller="symmetric_kl_divergence")
-    return rescaled(
-        0.5 * ((log_teacher.exp() - log_student.exp()) * (log_teacher - log_student)).sum(-1), temperature, valid
-    )
+    values = 0.5 * ((log_teacher.exp() - log_student.exp()) * (log_teacher - log_student)).sum(-1)
+    return rescaled(values, temperature, valid)
 
 
 def soft_cross_entropy(
@@ -249,8 +248,8 @@ def standardised_kl_divergence(
         (std with V - 1 below, as in the published code)
 
     Prefer it over `kl_divergence` where the student is too small to reach the teacher's range of logits, with another
-    term that fixes the range, such as the labels. No class can get a logit above sqrt(V - 1) / T, so neither
-    distribution is ever sure.
+    term that fixes the range, such as the labels. No class can get a logit above sqrt(V - 1) / T, so with few classes
+    neither distribution is ever sure.
     """
     name = "standardised_kl_divergence"
     check_classes(student, teacher, caller=name)

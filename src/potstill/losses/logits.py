@@ -41,7 +41,7 @@ def logit_mse(
     teacher: Float[Tensor, "*positions_t V_t"],
     *,
     mask: Mask | None = None,
-    teacher_scale: float = 1.0,
+    teacher_scale: float | int = 1.0,
 ) -> Float[Tensor, "*positions"]:
     """Mean squared difference of the logits themselves.
 
@@ -87,8 +87,8 @@ def decoupled_kl_divergence(
     labels: Int[Tensor, "..."],
     mask: Mask | None = None,
     temperature: Temperature = 1.0,
-    alpha: float = 1.0,
-    beta: float = 8.0,
+    alpha: float | int = 1.0,
+    beta: float | int = 8.0,
 ) -> Float[Tensor, "*positions"]:
     """`kl_divergence` in its two parts, each with a weight: how sure of the right class, and the other classes' shares.
 
@@ -137,8 +137,8 @@ def dist(
     *,
     mask: Mask | None = None,
     temperature: Temperature = 1.0,
-    beta: float = 1.0,
-    gamma: float = 1.0,
+    beta: float | int = 1.0,
+    gamma: float | int = 1.0,
 ) -> Float[Tensor, "*positions"]:
     """One minus the correlation of two sets of probabilities, over the classes of a position and over the positions.
 
@@ -237,7 +237,7 @@ def pseudo_label_cross_entropy(
     teacher: Float[Tensor, "*positions_t V_t"],
     *,
     mask: Mask | None = None,
-    confidence: float = 0.0,
+    confidence: float | int = 0.0,
 ) -> Float[Tensor, "*positions"]:
     """Negative log-probability of the class that the teacher holds likeliest, in nats.
 
@@ -252,7 +252,7 @@ def pseudo_label_cross_entropy(
             little.
 
     Returns:
-        One value a position, [*]. Where both are equal it is 0 only if they are sure: 1 - p is not 0.
+        One value a position, [*]. Where both are equal it is 0 only if they are sure: a probability p costs -log p.
 
     Raises:
         ShapeError: different shapes, or only one class.

@@ -61,11 +61,8 @@ def score_mse(
     kept = _scored(student, reduce_heads) & _scored(teacher, reduce_heads)
     if valid is not None:
         kept = kept & pairs(valid)
-    if reduce_heads != "none":
-        # Numbers that are no scores are taken out first, or a sum of heads would overflow.
-        student, teacher = (
-            reduced_heads(scores.masked_fill(~kept, 0.0), reduce_heads) for scores in (student, teacher)
-        )
+    # What is no score may sum to minus infinity here: it is out of the difference, and no gradient goes through it.
+    student, teacher = reduced_heads(student, reduce_heads), reduced_heads(teacher, reduce_heads)
     difference = (student - teacher).masked_fill(~kept, 0.0)
     return (difference.square().sum(-1) / kept.sum(-1).clamp(min=1)).mean(1)
 

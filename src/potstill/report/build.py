@@ -17,6 +17,7 @@ from typing import Any
 from potstill.checks import problem
 from potstill.errors import RunFolderError
 from potstill.report import curves, details, plots, tables
+from potstill.report.comparison_plots import heat_maps, reading
 from potstill.report.drawing import Plot
 from potstill.report.markdown import markdown_page
 from potstill.report.roles import Role, ordered_models, role
@@ -100,11 +101,12 @@ def write_report(results: Results, folder: Path) -> tuple[Path, Path]:
     folder = Path(folder)
     check_results(results, "The results given")
     pages = {"report.html": html_page(results), "report.md": markdown_page(results, OUTCOMES[_outcome(results)].word)}
-    written = [_replace(folder / name, text) for name, text in pages.items()]
+    written = [write_page(folder / name, text) for name, text in pages.items()]
     return written[0], written[1]
 
 
-def _replace(path: Path, text: str) -> Path:
+def write_page(path: Path, text: str) -> Path:
+    """Write a page beside its place, then rename it there. Raises `RunFolderError` where that can't be done."""
     handle = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,6 +134,11 @@ def _outcome(results: Results) -> str:
 
 def html_page(results: Results) -> str:
     """The whole page as text."""
+    return rendered("report.html", _page(results))
+
+
+def rendered(template: str, page: Mapping[str, Any]) -> str:
+    """A page's template filled in; style sheet and icon are the same for all of them."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     home = Path(__file__).parent
@@ -139,17 +146,17 @@ def html_page(results: Results) -> str:
         loader=FileSystemLoader(home), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     style = (home / "report.css").read_text(encoding="utf-8")
-    return environment.get_template("report.html").render(page=_page(results, style))
+    favicon = "data:image/svg+xml;base64," + base64.b64encode(FAVICON.encode()).decode()
+    return environment.get_template(template).render(page={**page, "style": style, "favicon": favicon})
 
 
-def _page(results: Results, style: str) -> dict[str, Any]:
+def _page(results: Results) -> dict[str, Any]:
     run, verdict, data = results["run"], results["verdict"], results.get("data") or {}
     inside, classes = _inside(results), details.class_table(results)
+    attention = heat_maps([(one["title"], one["key"], one) for one in results.get("attention") or []])
     page: dict[str, Any] = {
         "title": run.get("title") or run.get("name") or "Distillation report",
         "facts": details.headline_facts(results),
-        "style": style,
-        "favicon": "data:image/svg+xml;base64," + base64.b64encode(FAVICON.encode()).decode(),
         "outcome": OUTCOMES[_outcome(results)],
         "headline": verdict.get("headline"),
         "sentences": verdict.get("sentences") or [],
@@ -167,6 +174,8 @@ def _page(results: Results, style: str) -> dict[str, Any]:
         "fold_classes": bool(classes) and len(classes.rows if classes else []) > MOST_CLASSES,
         "counts": details.agreement_counts(results),
         "examples": _examples(results),
+        "attention": attention,
+        "attention_text": reading(results["attention"][0]) if attention else "",
         "exports": tables.export_table(results),
         "training": details.training_table(results),
         "learning": curves.learning_curves(results),
@@ -207,6 +216,7 @@ def _contents(page: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("cost", "Cost", ("trade_offs",)),
         ("classes", page["inside_title"], ("inside",)),
         ("examples", "Examples", ("examples", "counts")),
+        ("attention", "Attention", ("attention",)),
         ("exports", "Exports", ("exports",)),
         ("training", "Training", ("training", "learning")),
         ("data", "Data", ("data_facts", "splits", "data_text")),

@@ -10,9 +10,10 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from potstill import losses
 from potstill.knowledge import TEACHERS
-from potstill.objective import Defaults
 from potstill.tasks.base import Batch, LoadedModel, bars_on_a_terminal, load_pretrained
+from potstill.terms import Defaults
 
 IGNORED = -100
 NUMBERS = ("row", "teacher")  # of the row in the data set, for a memory; of the teacher that it is routed to
@@ -23,6 +24,14 @@ PROBLEM_TYPES: dict[str, Any] = {
 }
 _NOT_SOFTMAX = "it normalises over the classes, which are independent here. Use binary_kl_divergence or logit_mse."
 _NO_CLASSES = "a number has no classes to normalise over. Use logit_mse."
+_OF_CLASSES = [
+    name
+    for name in losses.__all__
+    if getattr(losses, name).__module__.rpartition(".")[2] in ("divergence", "bounded", "logits")
+    and name not in ("binary_kl_divergence", "logit_mse")
+]
+"""The losses of logits that take them for one distribution over the classes."""
+
 DEFAULTS = {
     "single_label": Defaults(
         "cross_entropy",
@@ -37,7 +46,7 @@ DEFAULTS = {
         "binary_cross_entropy",
         "binary_kl_divergence",
         {
-            "kl_divergence": _NOT_SOFTMAX,
+            **dict.fromkeys([*_OF_CLASSES, "shift"], _NOT_SOFTMAX),
             "cross_entropy": "a row may have several classes. Use binary_cross_entropy.",
             "squared_error": "labels are classes, not numbers. Use binary_cross_entropy.",
         },
@@ -46,8 +55,7 @@ DEFAULTS = {
         "squared_error",
         "logit_mse",
         {
-            "kl_divergence": _NO_CLASSES,
-            "binary_kl_divergence": _NO_CLASSES,
+            **dict.fromkeys([*_OF_CLASSES, "shift", "binary_kl_divergence"], _NO_CLASSES),
             "cross_entropy": "labels are numbers, not classes. Use squared_error.",
             "binary_cross_entropy": "labels are numbers, not classes. Use squared_error.",
         },

@@ -136,7 +136,7 @@ class Distiller(Member):
     @property
     def members(self) -> list[Member]:
         """The student and its peers."""
-        return [self, *self.peers]  # type: ignore[list-item]
+        return [self, *self.peers]
 
     def teach(self, batch: Mapping[str, Tensor]) -> dict[str, Knowledge]:
         """What each teacher knows of a batch, without gradients."""
