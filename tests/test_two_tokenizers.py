@@ -191,6 +191,18 @@ def test_a_model_of_the_students_kind_must_read_as_it_does(tmp_path: Path) -> No
     )
 
 
+def test_an_assistant_that_reads_as_the_student_may_teach_it_tokens(tmp_path: Path) -> None:
+    student = {"from": "checkpoint", "layers": None}
+    logits = [{"terms": [{"knowledge": "logits"}], "train": SHORT}]
+    assistant = {"student": {**student, "model": spelling_student(tmp_path / "b", 2)}, "distill": logits}
+    small = {**student, "model": spelling_student(tmp_path / "spelled")}
+    recipe = tiny_recipe(tmp_path, {"student": small, "distill": [{"terms": TERMS, "train": SHORT}]})
+    found = preflight(bench_of({**recipe, "assistants": [assistant]}))
+    assert [term.name for term in found.stages[0].terms] == ["labels", "logits", "hidden", "values"]
+    with pytest.raises(ModelError, match="hidden, values would compare tokens"):
+        preflight(bench_of(recipe))
+
+
 def test_several_teachers_share_one_tokenizer(tmp_path: Path) -> None:
     other = {"name": "second", "model": spelling_student(tmp_path / "spelled"), "train": dict(SHORT)}
     with pytest.raises(ModelError, match="The teacher 'second' has another tokenizer than the teacher"):

@@ -275,6 +275,14 @@ def test_what_does_not_fit_is_said():
         cut_vocabulary(tiny_model("roberta", layers=1, pad_token_id=1), moved)
 
 
+def test_what_stands_before_a_small_padding_id_stays_so_that_it_stays_too():
+    tokens = ["never", "[UNK]", "seen", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "nowhere", *"film", "film"]
+    tokenizer = transformers.BertTokenizer(vocab={token: number for number, token in enumerate(tokens)})
+    made = cut_tokenizer(tokenizer, ["film"])
+    assert made.kept[:4] == (0, 1, 2, 3) and made.tokenizer.pad_token_id == 3
+    assert "nowhere" not in made.tokenizer.get_vocab()
+
+
 def test_slow_and_unknown_tokenizers_are_refused():
     class Slow:
         is_fast = False

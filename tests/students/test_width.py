@@ -113,14 +113,26 @@ def test_heads_are_weighed_by_the_norm_of_what_they_give():
 
 
 def test_mpnet_keeps_the_same_heads_in_all_layers_and_their_bias():
+    """Heads 1 and 2 say nothing in the first layer, and 0 and 3 a little less than they in the second."""
     model, batch = tiny_model("mpnet", layers=2), tiny_batch()
     with torch.no_grad():
+        first, second = (layer.attention.attn.v for layer in layers_of(model))
+        for part in (first, second):
+            part.weight[:] = part.weight[:8].repeat(4, 1)  # all heads alike
+            part.bias[:] = part.bias[:8].repeat(4)
+        for part, rows, factor in ((first, slice(8, 24), 1e-3), (second, slice(8, 24), 1.05)):
+            part.weight[rows] *= factor
+            part.bias[rows] *= factor
         for layer in layers_of(model):
-            layer.attention.attn.v.weight[8:24] *= 1e-3
-            layer.attention.attn.v.bias[8:24] *= 1e-3
+            layer.attention.attn.q.weight.zero_()  # so that all heads look alike, too
+            layer.attention.attn.q.bias.copy_(torch.arange(32.0) * 1e-6)
+        model.mpnet.encoder.relative_attention_bias.weight.copy_(torch.arange(4.0).mul(1e-6).repeat(32, 1))
     student = cut_width(model, hidden=16, heads=2, batches=[batch])
     bias = model.mpnet.encoder.relative_attention_bias.weight
     assert torch.equal(student.mpnet.encoder.relative_attention_bias.weight, bias[:, [0, 3]])
+    rows = [*range(8), *range(24, 32)]
+    for ours, theirs in zip(layers_of(student), layers_of(model), strict=True):
+        assert torch.equal(ours.attention.attn.q.bias, theirs.attention.attn.q.bias[rows])
 
 
 def test_channels_are_weighed_by_the_norms_outputs_and_not_by_padding():

@@ -61,6 +61,9 @@ def test_only_terms_that_compare_tokens_with_a_teacher_count():
     student = build_student(teacher, layers=1)
     assert token_terms(bind(Objective(terms), student, TASK, teacher)) == []
     assert token_terms(bind(Objective([*terms, *more]), student, TASK, teacher)) == ["hidden 2", "values"]
+    peers = [{"knowledge": "hidden", "teacher": "peers"}, {"knowledge": "logits"}]
+    beside = {"peers 1": build_student(teacher, layers=1)}
+    assert token_terms(bind(Objective(peers), student, TASK, teacher, peers=beside)) == []
 
 
 def test_the_trainer_refuses_rows_that_are_not_aligned(cut):
