@@ -336,3 +336,12 @@ def test_killed_anywhere_it_goes_on(tmp_path: Path) -> None:
     after = trained(tmp_path / "out")
     assert {place: after[place] for place in before} == before
     assert [cell["key"] for cell in outcome.results["cells"]] == ["plain", "base", "two"]
+
+
+def test_the_functions_are_the_packages_own() -> None:
+    """Not the modules that hold them, whatever was imported before."""
+    import potstill
+    from potstill.searching import search
+
+    assert potstill.compare is compare
+    assert potstill.search is search
