@@ -191,6 +191,25 @@ def test_a_problem_that_all_have_is_said_once(tmp_path: Path) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_method_with_further_teachers_is_refused(tmp_path: Path) -> None:
+    recipe = base(tmp_path)
+    others = [{"name": "second", "model": recipe["teacher"]["model"], "train": STEPS}]
+    many = {**recipe, "teacher": {**recipe["teacher"], "others": others}}
+    (tmp_path / "many.yaml").write_text(yaml.safe_dump(many))
+    with pytest.raises(RecipeError, match="further teachers"):
+        of(recipe, f"distill=own,{tmp_path / 'many.yaml'}")
+    own, two = (cell for cell in of(many, f"distill=own,{tmp_path / 'two.yaml'}") if cell.plain)
+    assert own.recipe.teacher == two.recipe.teacher and own.recipe.teacher.others
+
+
+def test_a_chain_of_assistants_belongs_to_its_method(tmp_path: Path) -> None:
+    recipe = base(tmp_path)
+    chain = [{"student": {"layers": 3}}]
+    (tmp_path / "chain.yaml").write_text(yaml.safe_dump({**recipe, "assistants": chain}))
+    plain, own, chained = of(recipe, f"distill=own,{tmp_path / 'chain.yaml'}")
+    assert [len(cell.recipe.assistants) for cell in (plain, own, chained)] == [0, 0, 1]
+
+
 def test_names_that_collide_are_refused(tmp_path: Path) -> None:
     recipe = base(tmp_path)
     (tmp_path / "plain.yaml").write_text((tmp_path / "two.yaml").read_text())
@@ -317,3 +336,12 @@ def test_killed_anywhere_it_goes_on(tmp_path: Path) -> None:
     after = trained(tmp_path / "out")
     assert {place: after[place] for place in before} == before
     assert [cell["key"] for cell in outcome.results["cells"]] == ["plain", "base", "two"]
+
+
+def test_the_functions_are_the_packages_own() -> None:
+    """Not the modules that hold them, whatever was imported before."""
+    import potstill
+    from potstill.searching import search
+
+    assert potstill.compare is compare
+    assert potstill.search is search

@@ -107,6 +107,8 @@ def test_a_larger_budget_goes_on_with_the_same_study(whole: tuple[Path, dict[str
     assert more.results["trials"][:3] == outcome.results["trials"]
     assert len(more.results["trials"]) == 4
     assert [line.partition(":")[0] for line in told.lines if line.startswith("trial")] == ["trial 4/4"]
+    temperatures = [trial["chosen"]["distill.0.terms.0.temperature"] for trial in more.results["trials"]]
+    assert len(set(temperatures)) == 4
     whole_at_once = search(made(folder), SPACE, folder / "again", trials=4)
     assert [t["chosen"] for t in whole_at_once.results["trials"]] == [t["chosen"] for t in more.results["trials"]]
 

@@ -49,8 +49,8 @@ def test_by_hand() -> None:
 def test_padding_changes_nothing() -> None:
     student, teacher, mask = maps(seed=1), maps(seed=2), WHOLE
     padded = []
-    for one in (student, teacher):
-        wider = torch.full((2, 3, 7, 7), 0.3)  # what stands at padding may be anything
+    for one, filled in ((student, 0.3), (teacher, 0.1)):
+        wider = torch.full((2, 3, 7, 7), filled)  # what stands at padding may be anything
         wider[..., :5, :5] = one
         padded.append(wider)
     less = attention_similarity(*padded, mask=torch.nn.functional.pad(mask, (0, 2)))

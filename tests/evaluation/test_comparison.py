@@ -1,10 +1,12 @@
 """Which differences among many variants can be told from noise, and in which words."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from potstill.evaluation import comparison
 from potstill.evaluation.comparison import Variant, best_of, comparison_verdict, differences
 
 LABELS = np.random.default_rng(0).integers(0, 2, 600)
@@ -76,15 +78,12 @@ def test_equal_logits_are_no_difference() -> None:
     assert outcomes([PLAIN, twin]) == {"twin": "no_difference"}
 
 
-def test_errors_are_better_when_smaller() -> None:
-    values = np.random.default_rng(0).normal(size=200)
-
-    def of(key: str, noise: float, plain: str | None) -> Variant:
-        chance = np.random.default_rng(5)
-        return Variant(key, key, plain, [(values + noise * chance.normal(size=200))[:, None]])
-
-    variants = [of("plain", 1.0, None), of("worse", 3.0, "plain"), of("better", 0.2, "plain")]
-    assert best_of(variants, values, "regression") == "better"
+def test_the_best_of_an_error_is_the_smallest(monkeypatch: pytest.MonkeyPatch) -> None:
+    variants = [PLAIN, variant("good", 1.3), variant("bad", 0.3)]
+    turned = replace(comparison.METRICS["accuracy"], higher_is_better=False)
+    monkeypatch.setitem(comparison.METRICS, "accuracy", turned)
+    assert best_of(variants, LABELS, "single_label") == "bad"
+    assert outcomes(variants) == {"good": "harm", "bad": "helped"}
 
 
 def words(*variants: Variant, seeds: int = 3) -> dict[str, Any]:
