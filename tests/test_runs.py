@@ -310,11 +310,11 @@ def test_other_errors_are_left_as_they_are(tmp_path: Path, error: BaseException)
 def test_too_little_disk_is_found_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tiny_runs import tiny_recipe
 
-    from potstill import pipeline
+    from potstill import pipeline, school
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 10**6 - 1000, 1000))
-    monkeypatch.setattr(pipeline, "train", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr(school, "train", lambda *_, **__: pytest.fail("it trained"))
     with pytest.raises(RunFolderError, match="too little space for this run") as caught:
         pipeline.run(tiny_recipe(tmp_path), tmp_path / "run")
     assert "--out" in str(caught.value) and "GB free" in str(caught.value)

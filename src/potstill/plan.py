@@ -122,6 +122,7 @@ def plan(
     sizes = {"teacher": _parameters(found.teacher), "student": _parameters(found.student)}
     activations = max(trial.activations for trial in trials.values())
     trained = max(sizes["student"], sizes["teacher"] if loaded.teacher.train else 0)
+    beside = sum(_parameters(model) for model in found.teachers.values())
     return Plan(
         recipe=loaded,
         teacher=describe(found.teacher),
@@ -273,9 +274,10 @@ def _stages(
         seconds = steps * settings.accumulation * trials[trial].seconds * times
         found.append(PlannedStage(title if times == 1 else f"{title}, {times} times", terms, steps, seconds))
 
-    for name, one in [(TEACHER, recipe.teacher), *((other.name, other) for other in recipe.teacher.others)]:
-        if one.train is not None:
-            add(name, labels, one.train, len(bench.rows[TRAIN]), "teacher", 1)
+    settings = {TEACHER: recipe.teacher.train, **{other.name: other.train for other in recipe.teacher.others}}
+    for name, train in settings.items():
+        if train is not None:
+            add(name, labels, train, len(bench.rows[TRAIN]), "teacher", 1)
     for number, assistant in enumerate(recipe.chain, 1):  # its own terms are those of a stage of the student's
         for stage in assistant.distill or recipe.distill:
             add(f"assistant {number}, timed as the student", (), stage.train, transfer, "distill 0", seeds)

@@ -192,6 +192,14 @@ class TermSection(BaseModel):
     teacher: str | None = None
     shift: bool = False
 
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _numbers_again(cls, value: Any) -> Any:
+        """Layer numbers that JSON made texts of are numbers again."""
+        if not isinstance(value, Mapping):
+            return value
+        return {int(key) if isinstance(key, str) and key.isdigit() else key: one for key, one in value.items()}
+
     @model_validator(mode="after")
     def _known_names(self) -> Self:
         try:
