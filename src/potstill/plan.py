@@ -135,8 +135,7 @@ def plan(
         stages=_stages(loaded, bench, found.stages, trials),
         memory={
             "weights, gradients and Adam's moments": ADAM * trained,
-            "the teachers beside them": (2 if precision.bfloat16 else 4)
-            * sum(map(_parameters, found.teachers.values())),
+            "the teachers beside them": (2 if precision.bfloat16 else 4) * beside,
             "activations kept for the backward pass": activations,
         },
         disk=needed_bytes(found, loaded),

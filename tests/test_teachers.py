@@ -1,0 +1,149 @@
+"""Several teachers, chains and students that learn together, through whole runs: who is trained from whom, and what is
+refused before anything is."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import save_folder, tiny_model, tiny_tokenizer
+from tiny_runs import SHORT, tiny_recipe, write_csv
+
+from potstill import school
+from potstill.errors import DataError, ModelError, PotstillError, RecipeError
+from potstill.pipeline import run
+
+KL = {"knowledge": "logits"}
+
+
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """(folder of the stage, lesson) of every training, as it happens."""
+    seen: list[tuple[str, Any]] = []
+    whole_train = school.train
+
+    def spy(model: Any, lesson: Any, settings: Any, folder: Path, **options: Any) -> Any:
+        seen.append((folder.parent.parent.name, lesson))
+        return whole_train(model, lesson, settings, folder, **options)
+
+    monkeypatch.setattr(school, "train", spy)
+    return seen
+
+
+def weight(model: Any) -> Any:
+    return next(p for name, p in model.named_parameters() if "layer.0" in name).detach().clone()
+
+
+def test_a_chain_teaches_link_by_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = spied(monkeypatch)
+    chain = {"assistants": [{"student": {"layers": 3}}], "generations": 2}
+    outcome = run(tiny_recipe(tmp_path, chain), tmp_path / "run")
+    assert [name for name, _ in seen] == [
+        "teacher",
+        *(f"seeds-0-{r}" for r in ("assistant-1", "assistant-2", "student")),
+    ]
+    depths = [lesson.teacher["teacher"].config.num_hidden_layers for name, lesson in seen[1:]]
+    assert depths == [4, 3, 2]  # the teacher, the assistant, the first generation of the student
+    keys = [model["key"] for model in outcome.results["models"]]
+    assert keys == ["teacher", "assistant-1", "assistant-2", "student"]
+
+
+def two_teachers(tmp_path: Path, **section: Any) -> dict[str, Any]:
+    recipe = tiny_recipe(tmp_path)
+    other = {"name": "second", "model": recipe["teacher"]["model"], "train": dict(SHORT), "seed": 3}
+    recipe["teacher"] |= {"others": [other], **section}
+    return recipe
+
+
+def test_each_teacher_is_trained_from_its_own_seed_and_both_teach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = spied(monkeypatch)
+    outcome = run(two_teachers(tmp_path, weight=3.0), tmp_path / "run")
+    assert [name for name, _ in seen] == ["teacher", "teachers-second", "seeds-0-student"]
+    lesson = seen[-1][1]
+    assert list(lesson.teacher) == ["teacher", "second"]
+    heads = [model.classifier.weight for model in lesson.teacher.values()]
+    assert not (heads[0] == heads[1]).all()  # another seed, another new head
+    assert lesson.combination.influence({}, {}) == {"teacher": 0.75, "second": 0.25}
+    student = next(model for model in outcome.results["models"] if model["key"] == "student")
+    assert set(student["curves"][0]["points"][-1]["parts"]) == {"logits from teacher", "logits from second"}
+
+
+def routed_rows(tmp_path: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """Two teachers, with a column in the training rows that routes them."""
+    recipe = two_teachers(tmp_path, route="who")
+    for path in map(Path, recipe["data"]["files"].values()):
+        lines = [line.rsplit(",", 1) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+        columns = {"text": [text for text, _ in lines], "label": [label for _, label in lines]}
+        write_csv(path, {**columns, "who": [names[number % len(names)] for number in range(len(lines))]})
+    recipe["data"]["columns"] = {"text": "text", "label": "label"}
+    return recipe
+
+
+def test_rows_go_where_a_column_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = spied(monkeypatch)
+    run(routed_rows(tmp_path, ("teacher", "second", "second")), tmp_path / "run")
+    assert seen[-1][1].rows["teacher"][:4] == [0, 1, 1, 0]
+    assert seen[-1][1].combination.route == "who"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"route": "nowhere"}, DataError, "no column 'nowhere'"),
+        ({"others": [{"name": "teacher", "model": "x"}]}, RecipeError, "a name of its own"),
+        ({"others": [], "route": "confident"}, RecipeError, "there are no 'others'"),
+        ({"others": [], "weight": 2.0}, RecipeError, "there are no 'others'"),
+        ({"others": [{"name": "second", "model": "OTHER"}]}, ModelError, "'second' has another tokenizer"),
+    ],
+)
+def test_teachers_that_do_not_fit_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], error: type[PotstillError], message: str
+) -> None:
+    monkeypatch.setattr(school, "train", lambda *_, **__: pytest.fail("it trained"))
+    recipe = two_teachers(tmp_path)
+    for other in change.get("others", ()):
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_tokens(["more"])
+        other["model"] = str(save_folder(tiny_model(layers=1), tmp_path / "other", tokenizer))
+    recipe["teacher"] |= change
+    with pytest.raises(error) as raised:
+        run(recipe, tmp_path / "run")
+    assert message in str(raised.value)
+
+
+def test_a_column_that_names_strangers_is_refused_with_counts(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'third' \(20 rows\)"):
+        run(routed_rows(tmp_path, ("teacher", "third", "second")), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"distill": [{"terms": [{**KL, "teacher": "secnd"}]}]}, "Unknown teacher 'secnd'"),
+        ({"distill": [{"terms": [KL], "mutual": [{"layers": 1}]}]}, "a term with teacher: peers"),
+        ({"distill": [{"terms": [{**KL, "teacher": "peers"}]}]}, "Unknown teacher 'peers'"),
+        ({"distill": [{"terms": [KL], "freeze": ["tail"]}]}, "freeze"),
+        ({"distill": [{"terms": [KL], "freeze": [7]}]}, "Name layers from 0 to 1"),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(school, "train", lambda *_, **__: pytest.fail("it trained"))
+    with pytest.raises(PotstillError) as raised:
+        run(tiny_recipe(tmp_path, change), tmp_path / "run")
+    assert message in str(raised.value)
+
+
+def test_frozen_parts_stay_and_what_learns_along_is_not_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = spied(monkeypatch)
+    together = {"terms": [{"knowledge": "labels"}, {**KL, "teacher": "peers"}], "mutual": [{"layers": [0, 3]}]}
+    frozen = {"terms": [KL], "freeze": ["embeddings", 0], "train": dict(SHORT)}
+    outcome = run(tiny_recipe(tmp_path, {"distill": [frozen, {**together, "train": dict(SHORT)}]}), tmp_path / "run")
+    first, second = (lesson for name, lesson in seen if name == "seeds-0-student")
+    assert first.freeze == ["embeddings", 0] and not second.freeze
+    assert len(second.peers) == 1 and not first.peers
+    shipped = sorted(path.name for path in outcome.student.iterdir())
+    assert "model.safetensors" in shipped and not any("peers" in name for name in shipped)
