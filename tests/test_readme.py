@@ -21,6 +21,13 @@ from potstill.recipe import load_recipe
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
+# Nine trainings and twenty trials, of tiny models too, take longer than a test may: budgets are cut, nothing else.
+QUICKER = {
+    "compare": ("--seeds", "1", "distill.0.train.steps=2", "evaluate.cost=false"),
+    "search": ("--budget", "2", "distill.0.train.steps=2"),
+}
+
+
 def blocks(language: str) -> list[str]:
     """The code blocks of a language, in order."""
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
@@ -76,8 +83,9 @@ def test_the_recipe_is_the_shipped_one() -> None:
 def test_the_commands_run_as_shown(new_user: Path) -> None:
     lines = [line.split("#")[0] for block in blocks("bash") for line in block.splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("potstill")]
-    assert [words[0] for words in commands] == ["plan", "run", "run", "recipes", "predict"]
+    assert [words[0] for words in commands] == ["plan", "run", "run", "recipes", "predict", "compare", "search"]
     for words in commands:
+        words = [*words, *QUICKER.get(words[0], ())]
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, (words, done.output, done.exception)
     assert (new_user / "runs/three/seeds/2/student").is_dir()

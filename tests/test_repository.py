@@ -4,8 +4,10 @@ Whoever follows the README or a page of the documentation types what stands ther
 """
 
 import ast
+import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -195,3 +197,13 @@ def test_every_family_of_losses_is_documented() -> None:
     families = {file.stem for file in (ROOT / "src" / "potstill" / "losses").glob("[a-z]*.py")}
     shown = re.findall(r"^::: potstill\.losses\.(\w+)$", (ROOT / "docs" / "losses.md").read_text("utf-8"), re.M)
     assert set(shown) == families
+
+
+def test_the_tables_of_the_comparison_are_made_of_its_numbers() -> None:
+    tool = runpy.run_path(str(ROOT / "benchmarks" / "comparison.py"))
+    blocks = list(tool["BLOCK"].finditer((ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")))
+    assert blocks
+    for block in blocks:
+        file = ROOT / "benchmarks" / "results" / f"comparison-{block[2]}.json"
+        made = tool["tables"](json.loads(file.read_text(encoding="utf-8")))
+        assert block[0] == f"{block[1]}{made}{block[3]}", block[2]

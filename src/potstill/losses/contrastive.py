@@ -6,7 +6,7 @@ Decisions:
 - Vectors are brought to length 1 inside; entries of a memory are so already (`potstill.contrast.ContrastiveMemory`).
 - The critic of CRD is computed as a logistic loss of log-odds, which it is: published code divides and adds 1e-7.
 - A memory's vectors are given as the whole bank and the numbers of the rows taken: [B, N] numbers come of it instead of
-  the published [B, K, E], which is 30 times as much at 10,000 rows and 16,384 negatives.
+  the published [B, K, E], which is E * K / N times as much: 128 times at a width of 128 and as many negatives as rows.
 """
 
 import math
