@@ -70,6 +70,21 @@ def test_peers_are_checkpointed_and_the_student_is_apart(tmp_path):
             assert torch.equal(tensor, after.state_dict()[name]), name
 
 
+@pytest.mark.parametrize(
+    "term",
+    [
+        Term("hidden"),  # each pairs its own layers with the teacher's
+        Term("hidden", layers="last1", teacher="peers"),  # of each, the other asks for its last layer
+        Term("hidden", layers={0: 1}, embeddings=False, teacher="peers"),  # a layer that its own terms don't look at
+    ],
+)
+def test_students_of_different_depths_learn_together(term):
+    teacher = tiny_model(layers=6)
+    student, peer = tiny_model(layers=3, seed=1), tiny_model(layers=2, seed=2)
+    distiller = Distiller(student, Objective([term, *MUTUAL]), TASK, teacher, peers=[peer])
+    assert distiller(batch()).total.isfinite()
+
+
 def test_peers_need_a_term_that_learns_from_them():
     students = models(1)
     with pytest.raises(RecipeError, match="no students learn together"):

@@ -31,6 +31,9 @@ ROW = "row"
 """The column of a batch that numbers its rows in the data set, for terms that keep a memory."""
 
 
+NOTHING = Needs()
+
+
 class Member(nn.Module):
     """One student with what trains beside it, and its objective bound to its own shape.
 
@@ -38,16 +41,21 @@ class Member(nn.Module):
         student: the model that is trained.
         objective: bound to this student and to all that it learns from.
         rows: of the data set, for memories.
+        asked: what those who learn from this student need of it.
     """
 
-    def __init__(self, student: PreTrainedModel, objective: BoundObjective, rows: int) -> None:
+    def __init__(
+        self, student: PreTrainedModel, objective: BoundObjective, rows: int, asked: Needs = NOTHING
+    ) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
         made: dict[str, nn.Module] = {name: projector(*sizes) for name, sizes in objective.projections().items()}
         made |= {name: memory_of(term, widths, rows) for name, (term, widths) in objective.memories().items()}
         self.projectors = nn.ModuleDict(made)
-        self._observe_student = Observer(student, objective.needs("student"))
+        needs = objective.needs("student") | asked
+        check_needs(student, needs)
+        self._observe_student = Observer(student, needs)
 
 
 class Distiller(Member):
@@ -90,24 +98,23 @@ class Distiller(Member):
             bind(objective, model, task, teachers, peers=beside, own_columns=own_columns)
             for model, beside in zip(members, others, strict=True)
         ]
-        super().__init__(student, bound[0], rows)
+        learned = [_needs_of(bound, f"{PEERS} {number}") for number in range(len(members))]  # from each, by the others
+        super().__init__(student, bound[0], rows, learned[0])
         self.task = task
         self.combination = combination
-        self.peers = nn.ModuleList(Member(*pair, rows) for pair in zip(peers, bound[1:], strict=True))
-        asked = {name: model for name, model in teachers.items() if bound[0].asked(name)}
-        for model in members:
-            check_needs(model, self.objective.needs("student"))
-        for name, model in asked.items():
-            check_needs(model, self.objective.needs("teacher", name))
+        along = zip(peers, bound[1:], learned[1:], strict=True)
+        self.peers = nn.ModuleList(Member(model, own, rows, needs) for model, own, needs in along)
         routed = Needs(logits=combination is not None and combination.confident)
         held = {}
-        for name, model in asked.items():
+        for name, model in teachers.items():
+            if not bound[0].asked(name):
+                continue
+            needs = _needs_of(bound, name)  # peers of another depth ask for other layers
+            check_needs(model, needs)
             if teacher_dtype not in (None, model.dtype):
                 model = cast(copy.deepcopy(model), teacher_dtype)
             model.eval()  # type: ignore[no-untyped-call]
-            held[name] = Observer(
-                model, self.objective.needs("teacher", name) | routed, prefix=TEACHERS if own_columns else ""
-            )
+            held[name] = Observer(model, needs | routed, prefix=TEACHERS if own_columns else "")
         self.__dict__["_observe_teachers"] = held  # past nn.Module's registration: never submodules
 
     @property
@@ -192,6 +199,14 @@ def detached(known: Knowledge) -> Knowledge:
 
 def _others(members: Sequence[PreTrainedModel], own: PreTrainedModel) -> dict[str, PreTrainedModel]:
     return {f"{PEERS} {number}": model for number, model in enumerate(members) if model is not own}
+
+
+def _needs_of(objectives: Sequence[BoundObjective], source: str) -> Needs:
+    """What all of these objectives together ask of one that teaches."""
+    found = NOTHING
+    for objective in objectives:
+        found |= objective.needs("teacher", source)
+    return found
 
 
 def bind(
