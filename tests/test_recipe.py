@@ -364,3 +364,8 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
 def test_what_would_be_ignored_is_refused(override: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         load_recipe("reviews", [override])
+
+
+def test_what_concerns_the_whole_recipe_is_said_without_a_place() -> None:
+    message = refusal(lambda d: d["distill"][0]["terms"][0].update(teacher="secnd"))
+    assert message == "Unknown teacher 'secnd'. Known: teacher."

@@ -11,6 +11,8 @@ from tiny_runs import SHORT, tiny_recipe, write_csv
 from potstill import school
 from potstill.errors import DataError, ModelError, PotstillError, RecipeError
 from potstill.pipeline import run
+from potstill.recipe import load_recipe
+from potstill.workbench import prepare_workbench
 
 KL = {"knowledge": "logits"}
 
@@ -91,6 +93,8 @@ def test_rows_go_where_a_column_says(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         ({"route": "nowhere"}, DataError, "no column 'nowhere'"),
         ({"others": [{"name": "teacher", "model": "x"}]}, RecipeError, "a name of its own"),
+        ({"others": [{"name": "student", "model": "x"}]}, RecipeError, "a name of its own"),
+        ({"others": [{"name": n, "model": "x", "train": {}} for n in "ab"]}, RecipeError, "would be the same"),
         ({"others": [], "route": "confident"}, RecipeError, "there are no 'others'"),
         ({"others": [], "weight": 2.0}, RecipeError, "there are no 'others'"),
         ({"others": [{"name": "second", "model": "OTHER"}]}, ModelError, "'second' has another tokenizer"),
@@ -109,6 +113,14 @@ def test_teachers_that_do_not_fit_are_refused(
     with pytest.raises(error) as raised:
         run(recipe, tmp_path / "run")
     assert message in str(raised.value)
+
+
+def test_rows_that_are_routed_otherwise_are_other_rows(tmp_path: Path) -> None:
+    digests = set()
+    for names in (("teacher", "second"), ("second", "teacher")):
+        recipe = load_recipe(routed_rows(tmp_path, names))
+        digests.add(prepare_workbench(recipe, lambda _: None).digest)
+    assert len(digests) == 2
 
 
 def test_a_column_that_names_strangers_is_refused_with_counts(tmp_path: Path) -> None:
@@ -147,3 +159,47 @@ def test_frozen_parts_stay_and_what_learns_along_is_not_shipped(
     assert len(second.peers) == 1 and not first.peers
     shipped = sorted(path.name for path in outcome.student.iterdir())
     assert "model.safetensors" in shipped and not any("peers" in name for name in shipped)
+
+
+def test_students_that_learn_along_start_apart_and_go_on_from_stage_to_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = spied(monkeypatch)
+    small = {"layers": 2, "initialise": "random"}
+    terms = [{"knowledge": "labels"}, {**KL, "teacher": "peers"}]
+    together = {"terms": terms, "mutual": [small, small], "train": dict(SHORT)}
+    fewer = {**together, "mutual": [small]}
+    run(tiny_recipe(tmp_path, {"student": small, "distill": [together, fewer]}), tmp_path / "run")
+    first, second = (lesson for name, lesson in seen if name == "seeds-0-student")
+    starts = [weight(peer) for peer in first.peers]
+    assert not (starts[0] == starts[1]).all()
+    assert second.peers == first.peers[:1]
+
+
+def test_a_student_that_learns_along_is_checked_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(school, "train", lambda *_, **__: pytest.fail("it trained"))
+    terms = [{"knowledge": "hidden", "layers": {1: 3}}, {**KL, "teacher": "peers"}]
+    with pytest.raises(PotstillError, match="1 is no layer of the student"):
+        run(tiny_recipe(tmp_path, {"distill": [{"terms": terms, "mutual": [{"layers": 1}]}]}), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        ({**KL, "loss": "skewed_kl_divergence", "alpha": 2}, "alpha"),
+        ({**KL, "temperature": 0}, "temperature"),
+        ({**KL, "temperature": {"schedule": "linear", "from": 1, "to": 0}}, "temperature"),
+        ({"knowledge": "attention", "reduce_heads": "avg"}, "reduce_heads"),
+        ({"knowledge": "values", "heads": "four"}, "heads"),
+        ({"knowledge": "hidden", "loss": "crd", "layers": "last1", "negatives": 0}, "1 negative or more"),
+    ],
+)
+def test_arguments_that_a_loss_refuses_are_found_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, term: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(school, "train", lambda *_, **__: pytest.fail("it trained"))
+    with pytest.raises(PotstillError) as raised:
+        run(tiny_recipe(tmp_path, {"distill": [{"terms": [term]}]}), tmp_path / "run")
+    assert message in str(raised.value)

@@ -270,6 +270,8 @@ def test_losses_that_need_labels_are_means_over_labelled_rows():
 @pytest.mark.parametrize(
     ("term", "message"),
     [
+        ({"knowledge": "hidden", "layers": ""}, "Unknown layer map ''"),
+        ({"knowledge": "values", "heads": "four"}, "heads four"),
         ({"knowledge": "logits", "pool": "first"}, "Only hidden states are pooled"),
         ({"knowledge": "hidden", "pool": "frist"}, "Did you mean 'first'"),
         ({"knowledge": "hidden", "loss": "flow_mse", "pool": "first"}, "nothing can be pooled"),

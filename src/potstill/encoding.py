@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from potstill.data.rows import side_by_side
+from potstill.data.rows import ROUTE, side_by_side
 from potstill.knowledge import TEACHERS
 from potstill.tasks import TextClassification
 from potstill.tasks.base import bars_on_a_terminal
@@ -49,11 +49,11 @@ def texts_of(rows: Iterable[Any]) -> list[str]:
 
 
 def digest_rows(rows: Mapping[str, Any], task: TextClassification) -> str:
-    """A digest of all that models are given: ids, kinds and labels of every split, and the classes."""
+    """A digest of all that models are given: ids, kinds and labels of every split, their teachers, and the classes."""
     found = hashlib.sha256(repr((task.problem, task.names)).encode())
     for split, part in rows.items():
         found.update(split.encode())
-        for name in ("input_ids", "token_type_ids", "labels"):
+        for name in ("input_ids", "token_type_ids", "labels", ROUTE):
             if name in part.column_names:
                 for chunk in part.data.column(name).chunks:
                     for buffer in _leaves(chunk):

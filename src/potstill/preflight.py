@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from potstill import export
 from potstill.checks import problem
-from potstill.errors import ModelError, RunFolderError
+from potstill.errors import ModelError, RecipeError, RunFolderError
 from potstill.knowledge.architectures import describe, longest_input
 from potstill.mappings import selection
 from potstill.objective import BoundObjective
@@ -24,13 +25,14 @@ from potstill.recipe import Recipe
 from potstill.sections import FurtherTeacherSection, StageSection, StudentSection
 from potstill.students import build_student, cut_vocabulary, cut_width, reinitialised, sizes_of
 from potstill.tasks import load_tokenizer
-from potstill.terms import PEERS, TEACHER
+from potstill.terms import TEACHER
 from potstill.training.alignment import require_aligned, token_terms
-from potstill.training.distiller import bind
+from potstill.training.distiller import ROW, Distiller
 from potstill.training.freezing import parts as freezable
 from potstill.workbench import TRAIN, Workbench, head_names, lowered, model_path
 
 CALIBRATION_BATCH = 32
+TRIED_ROWS = 4
 
 
 def load_teacher(
@@ -108,10 +110,10 @@ def _same_classes(bench: Workbench, path: str, whose: str = "The student's check
         return
     raise ModelError(
         problem(
-            "The student's checkpoint has a head for other classes, or for these in another order",
-            given=f"checkpoint {names}, data {wanted}",
-            follows="It would start by answering one class for another, and so would its baseline",
-            do="Give data.names in the checkpoint's order, or a checkpoint without a head",
+            f"{whose} has a head for other classes, or for these in another order",
+            given=f"its classes {names}, data {wanted}",
+            follows="It would answer one class for another",
+            do="Give data.names in its order, or a model without a head",
         )
     )
 
@@ -184,13 +186,36 @@ def _bind_stages(
         if stage.freeze:
             freezable(student, stage.freeze)
         peers = tuple(start_student(bench, source, bench.recipe.seed, section) for section in stage.mutual)
-        named = {f"{PEERS} {number}": model for number, model in enumerate(peers, 1)}
-        bound = bind(stage.objective(), student, bench.task, teachers, peers=named, own_columns=own is not None)
+        distiller = Distiller(
+            student,
+            stage.objective(),
+            bench.task,
+            teachers,
+            peers=peers,
+            combination=bench.recipe.combination if len(teachers) > 1 else None,
+            rows=len(bench.transfer),
+            own_columns=own is not None,
+        )
         together.append(peers)
         if own is not None:
-            require_aligned(bound, bench.transfer, bench.tokenizer, own)
-        found.append(bound)
+            require_aligned(distiller.objective, bench.transfer, bench.tokenizer, own)
+        _try(distiller, bench)
+        found.append(distiller.objective)
     return tuple(together), tuple(found)
+
+
+def _try(distiller: Distiller, bench: Workbench) -> None:
+    """One small batch, at both ends of every schedule: a loss says by itself which of its arguments it refuses."""
+    rows = bench.rows[TRAIN]
+    rows = rows.select(range(min(TRIED_ROWS, len(rows))))
+    batch = bench.collate(rows.add_column(ROW, np.arange(len(rows))).to_list())
+    distiller.eval()  # draws no dropout, and leaves memories as they are
+    with torch.no_grad():
+        for progress in (0.0, 1.0):
+            try:
+                distiller(batch, progress=progress)
+            except (TypeError, ValueError) as error:
+                raise RecipeError(problem("A term can't be computed as it is written", given=error)) from error
 
 
 def _require_positions(bench: Workbench, name: str, model: PreTrainedModel) -> None:
@@ -244,7 +269,9 @@ def needed_bytes(found: Preflight, recipe: Recipe) -> int:
     settings = [recipe.teacher.train, *(other.train for other in recipe.teacher.others)]
     trained = teacher * sum(train is not None for train in settings)
     runs = recipe.evaluate.seeds * (1 + len(recipe.chain) + 2 * recipe.evaluate.baseline)
-    return 6 * max(trained, student) + trained + runs * student + 2 * student
+    together = [4 * sum(p.numel() for model in peers for p in model.parameters()) for peers in found.peers]
+    largest = max(teacher if trained else 0, student + max(together))
+    return 6 * largest + trained + runs * student + 2 * student
 
 
 def shape_text(model: PreTrainedModel) -> str:

@@ -29,7 +29,7 @@ from potstill.sections import (
 from potstill.terms import PEERS, TEACHER
 from potstill.training.combination import CONFIDENT, Combination
 
-SCALARS = ("int", "float", "str")
+SCALARS = ("int", "float", "str", "constrained-int")
 
 
 class Recipe(Section):
@@ -248,7 +248,7 @@ def _message(found: dict[str, Any]) -> str:
     if found["type"] == "missing":
         return f"{where}: this key is required.{_misspelt(location, found['input'])}"
     given = "" if found["type"] == "value_error" or isinstance(found["input"], dict) else f" Got: {found['input']!r}."
-    return f"{where}: {text}.{given}"
+    return f"{where}: {text}.{given}" if where else f"{text}.{given}"
 
 
 def _misspelt(location: Sequence[Any], section: Any) -> str:

@@ -26,6 +26,7 @@ from potstill.training import TrainSettings, detect_precision
 from potstill.training.stages import Lesson, train
 from potstill.workbench import LABELS_ONLY, Workbench, model_path
 
+PEER_SEEDS = 1000  # between students that learn together: alike in weights, they would teach each other nothing
 BASELINES = ("baseline", "pretrained_baseline")
 
 
@@ -119,6 +120,9 @@ class School:
             made_from["combination"] = _plain(self.recipe.combination)
         if section.model is not None:  # a checkpoint: its name says nothing of what is in it
             made_from["checkpoint"] = fingerprint(model_path(section.model))
+        along = [peer.model for lesson in lessons for peer in lesson.mutual if peer.model is not None]
+        if along:
+            made_from["mutual"] = [fingerprint(model_path(name)) for name in along]
         place = f"seeds/{seed}/{role}"
 
         def work(folder: Path) -> dict[str, Any]:
@@ -152,6 +156,9 @@ class School:
     ) -> dict[str, Any]:
         """All stages in a row; what they took together, and a curve of each."""
         curves, totals = [], {"seconds": 0.0, "steps": 0, "rows_seen": 0}
+        along: list[
+            tuple[StudentSection, PreTrainedModel]
+        ] = []  # who learned along so far: they go on with the student
         bench = self.bench.for_teacher if title.startswith(TEACHER) else self.bench
         key = primary(bench.task.problem)
         for number, one in enumerate(lessons):
@@ -159,6 +166,8 @@ class School:
             name = self._stage_name(number, len(lessons), title)
             rows = bench.transfer if name.startswith("distill") else bench.rows[TRAIN]
             precision = detect_precision(settings.precision)
+            if source is not None:
+                along = self._along(one.mutual, along, source, seed)
             lesson = Lesson(
                 bench.task,
                 bench.tokenizer,
@@ -168,7 +177,7 @@ class School:
                 evaluator=partial(_validation_scores, bench, bfloat16=precision.bfloat16),
                 metric=key,
                 higher_is_better=METRICS[key].higher_is_better,
-                peers=[start_student(self.bench, source, seed, section) for section in one.mutual] if source else [],
+                peers=[peer for _, peer in along],
                 combination=self.recipe.combination if len(teachers) > 1 else None,
                 freeze=one.freeze,
                 teacher_tokenizer=one.teacher_tokenizer if teachers else None,
@@ -189,6 +198,22 @@ class School:
             evaluations = [{"step": e["step"], "value": e[key]} for e in record.evaluations]
             curves.append({"seed": seed, "stage": name, "points": record.points, "evaluations": evaluations})
         return {"training": totals, "curves": curves, "shape": asdict(describe(model))}
+
+    def _along(
+        self,
+        sections: Sequence[StudentSection],
+        earlier: Sequence[tuple[StudentSection, PreTrainedModel]],
+        source: PreTrainedModel,
+        seed: int,
+    ) -> list[tuple[StudentSection, PreTrainedModel]]:
+        """Who learns along in a stage: those of the stage before go on; others start, each from a seed of its own."""
+        known = dict(enumerate(earlier, 1))
+        return [
+            known[number]
+            if number in known and known[number][0] == section
+            else (section, start_student(self.bench, source, seed + PEER_SEEDS * number, section))
+            for number, section in enumerate(sections, 1)
+        ]
 
     def _stage_name(self, number: int, count: int, title: str) -> str:
         if title.startswith(TEACHER):

@@ -21,6 +21,7 @@ else:
     Train = validated(TrainSettings, config=STRICT)
     Refine = validated(RefineSettings, config=STRICT)
 Share = Annotated[float, Gt(0), Lt(1)]
+STUDENTS = ("student", "baseline", "pretrained_baseline")  # who else a run trains: no names of teachers
 
 
 class Section(BaseModel):
@@ -94,9 +95,15 @@ class TeacherSection(Section):
     def _several(self) -> Self:
         names = [TEACHER, *(other.name for other in self.others)]
         twice = sorted({name for name in names if names.count(name) > 1})
-        if twice or any(name.startswith(PEERS) for name in names):
+        if twice or any(name.startswith(PEERS) or name in STUDENTS for name in names):
             raise ValueError(
-                f"Each of the others needs a name of its own, which is neither 'teacher' nor 'peers': {names[1:]}"
+                f"Each of the others needs a name of its own, and none of teacher, {', '.join((PEERS, *STUDENTS))}: "
+                f"{names[1:]}"
+            )
+        made = [(self.model, self.train, 0), *((one.model, one.train, one.seed) for one in self.others)]
+        if any(one[1] is not None and made.count(one) > 1 for one in made):
+            raise ValueError(
+                "Two teachers with one model, one 'train' and one 'seed' would be the same: change a 'seed'"
             )
         if not self.others and (self.route is not None or self.weight != 1.0):
             raise ValueError("'route' and 'weight' say how several teachers are combined, and there are no 'others'")

@@ -327,7 +327,7 @@ def _pairs(term: Term, loss: Callable[..., Tensor], student: ModelShape, teacher
     embeddings = term.embeddings
     if embeddings is None:
         named = isinstance(term.layers, str)
-        one_by_one = named and (term.layers in WITHOUT_EMBEDDINGS or term.layers[-1].isdigit())
+        one_by_one = named and (term.layers in WITHOUT_EMBEDDINGS or term.layers[-1:].isdigit())
         embeddings = term.knowledge == "hidden" and not one_by_one and _pool(term, loss) is None
     pairs = layer_map(spec, student.layers, teacher.layers, embeddings=embeddings)
     if "student_next" in inspect.signature(loss).parameters and len(pairs) < 2:
@@ -368,7 +368,7 @@ def _check_heads(
     term: Term, pairs: Pairs, student: ModelShape, teacher: ModelShape, options: Mapping[str, Any]
 ) -> None:
     heads = options.get("heads")
-    if heads and any(shape.width % heads for shape in (student, teacher)):
+    if heads and (not isinstance(heads, int) or any(shape.width % heads for shape in (student, teacher))):
         raise RecipeError(
             problem(
                 "Relation heads cut both widths into equal parts, so their number must divide both",

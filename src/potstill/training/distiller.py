@@ -44,9 +44,7 @@ class Member(nn.Module):
         asked: what those who learn from this student need of it.
     """
 
-    def __init__(
-        self, student: PreTrainedModel, objective: BoundObjective, rows: int, asked: Needs = NOTHING
-    ) -> None:
+    def __init__(self, student: PreTrainedModel, objective: BoundObjective, rows: int, asked: Needs = NOTHING) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
