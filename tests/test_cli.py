@@ -211,6 +211,9 @@ def test_recipes(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for arguments in (["recipes"], ["recipes", "list"]):
         code, out, _ = cli(*arguments)
         assert code == 0 and any(line.startswith("reviews  ") for line in out.splitlines())
+    listed = dict(line.split("  ", 1) for line in cli("recipes", "list")[1].splitlines())
+    assert all(text.endswith(".") for text in listed.values())
+    assert listed["kd"].startswith("Knowledge distillation as Hinton et al. (2015) have it")  # whole, and no more
     assert "task: text_classification" in cli("recipes", "show", "reviews")[1]
     assert cli("recipes", "copy", "reviews")[:2] == (0, "reviews.yaml\n")
     assert yaml.safe_load((tmp_path / "reviews.yaml").read_text())["task"] == "text_classification"

@@ -1,5 +1,7 @@
 """`potstill recipes`: the recipes that ship with potstill."""
 
+import itertools
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -28,12 +30,13 @@ def _default(context: typer.Context) -> None:
 
 @app.command("list")
 def list_recipes() -> None:
-    """Every packaged recipe, with the first line of what it says of itself."""
+    """Every packaged recipe, with the first sentence of what it says of itself."""
     from potstill.recipe import packaged_recipes
 
     for name, path in packaged_recipes().items():
-        first = path.read_text(encoding="utf-8").splitlines()[0]
-        typer.echo(f"{name}  {first.removeprefix('#').strip()}")
+        lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+        says = " ".join(line.removeprefix("#").strip() for line in lines)
+        typer.echo(f"{name}  {re.split(r'(?<=[.]) (?=[A-Z])', says)[0]}")
 
 
 @app.command()

@@ -20,13 +20,15 @@ from potstill.errors import PotstillError, RecipeError
 from potstill.evaluation.predict import load_predictions
 from potstill.likeness import attention_pairs, measure_attention, why_no_maps
 from potstill.pipeline import RUNS, run
-from potstill.preflight import Preflight, load_teacher, preflight, start_student
+from potstill.preflight import load_teacher, preflight, start_student
 from potstill.progress import Progress, Silent, titled
 from potstill.recipe import Recipe, load_recipe
 from potstill.runs import RunFolder, write_json
 from potstill.shipping import measure_cost
 
 CELLS = "cells"
+Pairs = tuple[tuple[int, int], ...]
+Maps = Pairs | str  # the pairs of layers whose attention maps are compared, or why there are none
 
 
 @dataclass(frozen=True)
@@ -97,15 +99,18 @@ class _Comparison:
         results = results_of(self.folder, self.recipe, finished, costs, attention, own_settings)
         return self.report(results)
 
-    def check(self, found: Sequence[Cell]) -> dict[str, Preflight]:
-        """Load and bind every variant, so that whatever doesn't fit in any of them is said before one is trained."""
-        ready: dict[str, Preflight] = {}
+    def check(self, found: Sequence[Cell]) -> dict[str, Maps]:
+        """Load and bind every variant, so that whatever doesn't fit in any of them is said before one is trained.
+
+        Of each there is kept what attention maps there are to compare, and no model: there may be many variants.
+        """
+        ready: dict[str, Maps] = {}
         problems: list[str] = []
         with self.progress.stage("checking every variant") as step:
             for number, cell in enumerate(found):
                 step(number, len(found), None)
                 try:
-                    ready[cell.key] = preflight(self.benches.of(cell.recipe))
+                    ready[cell.key] = self.maps(cell)
                     self.same_rows(cell, found[0])
                 except PotstillError as error:
                     problems += [f"{cell.title}: {line}" for line in str(error).splitlines()]
@@ -114,6 +119,12 @@ class _Comparison:
         for cell in found:
             self.progress.say(f"{cell.title}: {cell.steps:,} optimiser steps a seed")
         return ready
+
+    def maps(self, cell: Cell) -> Maps:
+        """Check a variant; gives its pairs of layers whose attention maps are compared, or why there are none."""
+        bench = self.benches.of(cell.recipe)
+        checked = preflight(bench)
+        return why_no_maps(bench, checked) or attention_pairs(checked.student, checked.teacher, checked.stages)
 
     def same_rows(self, cell: Cell, first: Cell) -> None:
         """Refuse a variant that is evaluated on other rows than the first, since no difference would be paired."""
@@ -177,7 +188,7 @@ class _Comparison:
         trained = one.folder / "teacher"
         return trained if trained.exists() else Path(self.benches.of(one.cell.recipe).teacher_path)
 
-    def attention(self, finished: Sequence[Finished], ready: Mapping[str, Preflight]) -> dict[str, Any]:
+    def attention(self, finished: Sequence[Finished], ready: Mapping[str, Maps]) -> dict[str, Any]:
         """The likeness of attention maps, of every seed of every cell, and of the students before their training.
 
         It is measured unless the recipe says no in so many words, or the models have no maps that can be compared.
@@ -185,22 +196,21 @@ class _Comparison:
         asked = self.recipe.evaluate
         if not asked.attention_similarity and "attention_similarity" in asked.model_fields_set:
             return {}
-        reasons = [why_no_maps(self.benches.of(one.cell.recipe), ready[one.cell.key]) for one in finished]
-        why = next((reason for reason in reasons if reason), None)
-        if why is not None:
+        found: dict[str, Any] = {}
+        if why := next((ready[one.cell.key] for one in finished if isinstance(ready[one.cell.key], str)), None):
             self.progress.say(f"attention maps are not compared: {why}")
             return {}
-        found: dict[str, Any] = {}
         for one in finished:
+            pairs = ready[one.cell.key]
+            assert not isinstance(pairs, str)
             if one.cell.plain is None:
-                found[f"{one.cell.key} at the start"] = self.likeness(one, ready[one.cell.key], None)
-            found[one.cell.key] = [self.likeness(one, ready[one.cell.key], seed) for seed in one.seeds]
+                found[f"{one.cell.key} at the start"] = self.likeness(one, pairs, None)
+            found[one.cell.key] = [self.likeness(one, pairs, seed) for seed in one.seeds]
         return found
 
-    def likeness(self, one: Finished, checked: Preflight, seed: int | None) -> dict[str, Any]:
+    def likeness(self, one: Finished, pairs: Pairs, seed: int | None) -> dict[str, Any]:
         """The likeness of a trained student of one seed; without a seed, of the student before its training."""
         bench = self.benches.of(one.cell.recipe)
-        pairs = attention_pairs(checked.student, checked.teacher, checked.stages)
         student = one.digests[f"seeds/{seed}/student"] if seed is not None else bench.recipe.as_dict()["student"]
         made_from = {"teacher": one.digests["teacher"], "rows": bench.digest, "pairs": pairs, "student": student}
 
