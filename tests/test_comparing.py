@@ -208,6 +208,9 @@ def test_a_chain_of_assistants_belongs_to_its_method(tmp_path: Path) -> None:
     (tmp_path / "chain.yaml").write_text(yaml.safe_dump({**recipe, "assistants": chain}))
     plain, own, chained = of(recipe, f"distill=own,{tmp_path / 'chain.yaml'}")
     assert [len(cell.recipe.assistants) for cell in (plain, own, chained)] == [0, 0, 1]
+    (tmp_path / "bare.yaml").write_text(yaml.safe_dump(recipe))
+    plain, own, bare = of({**recipe, "assistants": chain, "generations": 2}, f"distill=own,{tmp_path / 'bare.yaml'}")
+    assert [len(cell.recipe.chain) for cell in (plain, own, bare)] == [0, 2, 0]
 
 
 def test_names_that_collide_are_refused(tmp_path: Path) -> None:

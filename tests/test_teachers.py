@@ -10,7 +10,9 @@ from tiny_runs import SHORT, tiny_recipe, write_csv
 
 from potstill import school
 from potstill.errors import DataError, ModelError, PotstillError, RecipeError
+from potstill.likeness import attention_pairs
 from potstill.pipeline import run
+from potstill.preflight import preflight
 from potstill.recipe import load_recipe
 from potstill.workbench import prepare_workbench
 
@@ -46,6 +48,18 @@ def test_a_chain_teaches_link_by_link(tmp_path: Path, monkeypatch: pytest.Monkey
     assert depths == [4, 3, 2]  # the teacher, the assistant, the first generation of the student
     keys = [model["key"] for model in outcome.results["models"]]
     assert keys == ["teacher", "assistant-1", "assistant-2", "student"]
+
+
+def test_maps_are_held_against_the_teachers_though_an_assistant_taught(tmp_path: Path) -> None:
+    terms = {"distill": [{"terms": [{"knowledge": "attention", "layers": {1: 2}}], "train": dict(SHORT)}]}
+    pairs = []
+    for chain in ({}, {"assistants": [{"student": {"layers": 3}, "distill": [{"terms": [KL]}]}]}):
+        found = preflight(prepare_workbench(load_recipe(tiny_recipe(tmp_path, {**terms, **chain})), lambda _: None))
+        pairs.append(attention_pairs(found.student, found.teacher, found.stages))
+    assert pairs == [
+        ((0, 1), (1, 2)),
+        ((0, 1), (1, 3)),
+    ]  # as the term has it; layer 2 of three is none of the teacher's
 
 
 def two_teachers(tmp_path: Path, **section: Any) -> dict[str, Any]:
@@ -121,6 +135,15 @@ def test_rows_that_are_routed_otherwise_are_other_rows(tmp_path: Path) -> None:
         recipe = load_recipe(routed_rows(tmp_path, names))
         digests.add(prepare_workbench(recipe, lambda _: None).digest)
     assert len(digests) == 2
+
+
+def test_no_teacher_is_surest_where_there_are_no_classes(tmp_path: Path) -> None:
+    recipe = two_teachers(tmp_path, route="confident")
+    for path in map(Path, recipe["data"]["files"].values()):
+        path.write_text(path.read_text(encoding="utf-8").replace(",good", ",0.5").replace(",bad", ",-1.5"))
+    recipe["data"]["problem"] = "regression"
+    with pytest.raises(RecipeError, match="problem regression"):
+        prepare_workbench(load_recipe(recipe), lambda _: None)
 
 
 def test_a_column_that_names_strangers_is_refused_with_counts(tmp_path: Path) -> None:

@@ -43,15 +43,19 @@ def why_no_maps(bench: Workbench, found: Preflight) -> str | None:
 def attention_pairs(
     student: PreTrainedModel, teacher: PreTrainedModel, stages: Sequence[BoundObjective] = ()
 ) -> tuple[tuple[int, int], ...]:
-    """(student layer, teacher layer) for every student layer, as its objective or else the map `uniform` has them."""
-    ours, theirs = describe(student).layers, describe(teacher).layers
+    """(student layer, teacher layer) for every student layer, as its objective or else the map `uniform` has them.
+
+    A term that learns from a model of another shape, such as an assistant, numbers the layers of that one: it is no guide.
+    """
+    shape = describe(teacher)
+    ours, theirs = describe(student).layers, shape.layers
     try:
         found = dict(layer_map("uniform", ours, theirs))
     except MappingError:  # a student that is deeper than its teacher
         found = {i: min(theirs - 1, i * theirs // ours) for i in range(ours)}
     for stage in stages:
         for term in stage.terms:
-            if term.kind in MAPS:
+            if term.kind in MAPS and stage.teachers[term.source] == shape:
                 found |= {a: b for a, b in reversed(term.pairs) if 0 <= a < ours and 0 <= b < theirs}
     return tuple(sorted(found.items()))
 

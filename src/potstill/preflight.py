@@ -214,7 +214,7 @@ def _try(distiller: Distiller, bench: Workbench) -> None:
         for progress in (0.0, 1.0):
             try:
                 distiller(batch, progress=progress)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, RuntimeError) as error:
                 raise RecipeError(problem("A term can't be computed as it is written", given=error)) from error
 
 

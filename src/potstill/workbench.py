@@ -15,7 +15,7 @@ from potstill.checks import problem
 from potstill.data import load, prepare, samples
 from potstill.data.rows import in_order, joined, routed, standard_columns, unlabelled_rows, with_labels
 from potstill.encoding import digest_both, digest_rows, encoded, texts_of, with_teachers
-from potstill.errors import DataError, ModelError
+from potstill.errors import DataError, ModelError, RecipeError
 from potstill.objective import Objective
 from potstill.recipe import Recipe
 from potstill.sections import SourceSection
@@ -212,6 +212,14 @@ def _labelled(recipe: Recipe, teacher: str, say: Say) -> tuple[dict[str, Any], T
     for warning in load.overlap_warnings(found, columns):
         say(warning)
     route = recipe.teacher.route
+    if route == CONFIDENT and task.problem != "single_label":
+        raise RecipeError(
+            problem(
+                "teacher.route: confident goes by the entropy over the classes, one of which each row has",
+                given=f"problem {task.problem}",
+                do="Leave out route, so that all teachers teach every row, or name a column of the data",
+            )
+        )
     if route is not None and route != CONFIDENT:
         found = routed(found, route, [TEACHER, *(other.name for other in recipe.teacher.others)])
     rows = standard_columns(prepare.encode_labels(found, columns, labels), columns)

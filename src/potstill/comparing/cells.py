@@ -152,7 +152,8 @@ def _plain_recipe(base: Recipe) -> Recipe:
 def _variant(base: Recipe, chosen: Choices, rows: int, own_settings: bool) -> Recipe:
     """The recipe of one variant: the method that was chosen, then the keys of it that were."""
     data = _bare(base, slug(_title(base, chosen)))
-    if DISTILL in chosen:
+    if DISTILL in chosen:  # with its chain or none, whatever the recipe that is compared has
+        data = {key: value for key, value in data.items() if key not in WHOLE_METHODS}
         data |= _method(base, chosen[DISTILL], rows, own_settings)
     return load_recipe(data, [override(k, v) for k, v in chosen.items() if _of_the_method(k) and k != DISTILL])
 
