@@ -59,7 +59,7 @@ def test_maps_are_held_against_the_teachers_though_an_assistant_taught(tmp_path:
     assert pairs == [
         ((0, 1), (1, 2)),
         ((0, 1), (1, 3)),
-    ]  # as the term has it; layer 2 of three is none of the teacher's
+    ]  # as the term has it; 2 of three is another layer
 
 
 def two_teachers(tmp_path: Path, **section: Any) -> dict[str, Any]:

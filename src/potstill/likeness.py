@@ -45,7 +45,7 @@ def attention_pairs(
 ) -> tuple[tuple[int, int], ...]:
     """(student layer, teacher layer) for every student layer, as its objective or else the map `uniform` has them.
 
-    A term that learns from a model of another shape, such as an assistant, numbers the layers of that one: it is no guide.
+    A term that learns from a model of another shape, such as an assistant, numbers the layers of that one: no guide.
     """
     shape = describe(teacher)
     ours, theirs = describe(student).layers, shape.layers
