@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 from potstill.objective import Objective, Term
@@ -87,6 +88,38 @@ def test_a_stopped_stage_ends_where_an_unbroken_one_ends(tmp_path, stop_at):
     assert broken.steps[1][0] == (stop_at - 1) // 4 * 4 + 1  # at most one interval is lost
     assert len(whole[1].points) == 12
     assert not resumed[0].training
+
+
+def test_what_trains_beside_the_student_goes_on_too(tmp_path):
+    """A peer of another depth, a memory, shared projections, and parts that are frozen."""
+    rows = TASK.encode(tiny_rows(22), tiny_tokenizer(), max_length=32)
+    crd = Term("hidden", loss="crd", layers="last1", options={"negatives": 8, "width": 8})
+    terms = [Term("labels"), Term("logits", teacher="peers"), Term("hidden", share=True), crd]
+    teacher = tiny_model(layers=4, width=64, seed=2)
+
+    def go(folder, stop_at=None):
+        def progress(step, _of, _loss):
+            if step == stop_at:
+                raise Stopped
+
+        torch.manual_seed(stop_at or 0)
+        student, peer = (tiny_model(layers=n, seed=n) for n in (2, 3))
+        lesson = Lesson(TASK, tiny_tokenizer(), rows, Objective(terms), teacher, peers=[peer], freeze=["embeddings", 0])
+        train(student, lesson, TrainSettings(**SETTINGS), folder, precision=EXACT, seed=3, progress=progress)
+        return {path.name: load_file(path) for path in (folder / "final").glob("*.safetensors")}
+
+    whole = go(tmp_path / "whole")
+    with pytest.raises(Stopped):
+        go(tmp_path / "broken", stop_at=6)
+    resumed = go(tmp_path / "broken")
+    assert set(whole) == {"student.safetensors", "projectors.safetensors", "peers.safetensors"}
+    for file, tensors in whole.items():
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, resumed[file][name]), f"{file}: {name}"
+    start = tiny_model(layers=2, seed=2).state_dict()
+    kept = {name for name, tensor in whole["student.safetensors"].items() if torch.equal(tensor, start[name])}
+    assert {name for name in kept if "embeddings" in name or "layer.0." in name}
+    assert not {name for name in kept if "layer.1." in name}
 
 
 def test_stopped_many_times(tmp_path):
