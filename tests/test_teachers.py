@@ -208,6 +208,13 @@ def test_a_student_that_learns_along_is_checked_before_training(
         run(tiny_recipe(tmp_path, {"distill": [{"terms": terms, "mutual": [{"layers": 1}]}]}), tmp_path / "run")
 
 
+def test_a_short_student_that_learns_along_is_refused(tmp_path: Path) -> None:
+    short = save_folder(tiny_model(layers=1, max_position_embeddings=5), tmp_path / "short")
+    along = {"terms": [{**KL, "teacher": "peers"}], "mutual": [{"from": "checkpoint", "model": str(short)}]}
+    with pytest.raises(ModelError, match="learns along has positions for 5 tokens"):
+        preflight(prepare_workbench(load_recipe(tiny_recipe(tmp_path, {"distill": [along]})), lambda _: None))
+
+
 @pytest.mark.parametrize(
     ("term", "message"),
     [

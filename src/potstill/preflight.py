@@ -163,6 +163,7 @@ def preflight(bench: Workbench, trained: Path | None = None) -> Preflight:
         _require_tokens(bench.for_teacher, name, model)
     for assistant in recipe.chain:
         made = start_student(bench, teacher, recipe.seed, assistant.student)
+        _require_positions(bench, "assistant", made)
         _bind_stages(bench, assistant.distill or recipe.distill, made, taught_by, teacher)
         taught_by = {TEACHER: made}
     student = start_student(bench, teacher, recipe.seed)
@@ -186,6 +187,8 @@ def _bind_stages(
         if stage.freeze:
             freezable(student, stage.freeze)
         peers = tuple(start_student(bench, source, bench.recipe.seed, section) for section in stage.mutual)
+        for peer in peers:
+            _require_positions(bench, "student that learns along", peer)
         distiller = Distiller(
             student,
             stage.objective(),
