@@ -82,6 +82,7 @@ def test_each_teacher_is_trained_from_its_own_seed_and_both_teach(
     assert lesson.combination.influence({}, {}) == {"teacher": 0.75, "second": 0.25}
     student = next(model for model in outcome.results["models"] if model["key"] == "student")
     assert set(student["curves"][0]["points"][-1]["parts"]) == {"logits from teacher", "logits from second"}
+    assert [model["title"] for model in outcome.results["models"]] == ["Teacher", "Teacher: second", "Student"]
 
 
 def routed_rows(tmp_path: Path, names: tuple[str, ...]) -> dict[str, Any]:

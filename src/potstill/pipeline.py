@@ -110,7 +110,7 @@ class _Run:
                 self.folder,
                 self.bench,
                 self.precision,
-                self.contenders(teacher, students, predictions, costs),
+                self.contenders(teachers, students, predictions, costs),
                 [{**entry, **costs.get(entry["key"], {})} for entry in exports],
                 chosen,
             ),
@@ -234,23 +234,24 @@ class _Run:
 
     def contenders(
         self,
-        teacher: Stage,
+        teachers: Mapping[str, Stage],
         students: Mapping[tuple[str, int], Stage],
         predictions: Mapping[tuple[str, int], Mapping[str, np.ndarray[Any, Any]]],
         costs: Mapping[str, Any],
     ) -> list[Contender]:
-        """Teacher, baselines and student, with what was measured of each."""
+        """Teachers, baselines and student, with what was measured of each."""
         found = [
             Contender(
-                "teacher",
-                "Teacher",
-                described(self.recipe, "teacher"),
+                name,
+                "Teacher" if name == TEACHER else f"Teacher: {name}",
+                described(self.recipe, name),
                 [self.recipe.seed],
-                [predictions["teacher", self.recipe.seed]],
-                costs.get("teacher"),
+                [predictions[name, self.recipe.seed]],
+                costs.get(name),
                 [teacher.value["training"]] if teacher.value["training"] else [],
                 teacher.value["curves"],
             )
+            for name, teacher in teachers.items()
         ]
         assistants = [f"assistant-{number}" for number in range(1, 1 + len(self.recipe.chain))]
         for role in [*assistants, *reversed(self.recipe.roles)]:

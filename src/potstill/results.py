@@ -27,7 +27,9 @@ from potstill.evaluation.results import (
 from potstill.metrics import primary
 from potstill.recipe import Recipe
 from potstill.runs import RunFolder
+from potstill.sections import FurtherTeacherSection, TeacherSection
 from potstill.shipping import hardware, versions
+from potstill.terms import TEACHER
 from potstill.training import Precision
 from potstill.workbench import Workbench, label_array
 
@@ -224,12 +226,15 @@ def _same_steps(recipe: Recipe) -> str:
 
 def described(recipe: Recipe, role: str) -> str:
     """What a model of the comparison is, in a few words."""
-    settings = recipe.teacher.train
-    how = "taken as it is" if settings is None else f"trained here for {settings.epochs:g} epochs"
+    given: dict[str, TeacherSection | FurtherTeacherSection] = {TEACHER: recipe.teacher}
+    given |= {other.name: other for other in recipe.teacher.others}
+    if role in given:
+        model, settings = given[role].model, given[role].train
+        how = "taken as it is" if settings is None else f"trained here for {settings.epochs:g} epochs"
+        return f"{model}, {how}"
     if role.startswith("assistant-"):
         return f"number {role.partition('-')[2]} in the chain between teacher and student"
     return {
-        "teacher": f"{recipe.teacher.model}, {how}",
         "student": "distilled from the teacher",
         "baseline": "the student's initial weights, the same batches, labels only",
         "pretrained_baseline": "the same layers of the pretrained model, the same batches, labels only",

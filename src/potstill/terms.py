@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from potstill import losses
@@ -394,6 +395,6 @@ def _check_heads(
 
 
 def memory_of(term: BoundTerm, widths: tuple[int, int], rows: int) -> ContrastiveMemory:
-    """The memory that a contrastive term keeps, for a data set of so many rows."""
+    """The memory that a contrastive term keeps, for a data set of so many rows; its draws follow PyTorch's seed."""
     assert term.memory is not None
-    return ContrastiveMemory(*widths, rows, **term.memory)
+    return ContrastiveMemory(*widths, rows, seed=torch.initial_seed() % 2**31, **term.memory)
