@@ -102,8 +102,25 @@ def test_every_wrong_option_at_once() -> None:
 
 
 def test_options_have_defaults() -> None:
-    assert reviews_options({}) == {"sources": DEFAULT_SOURCES, "margin": 0.5}
-    assert reviews_options({"sources": "tweets", "margin": 1}) == {"sources": ("tweets",), "margin": 1.0}
+    assert reviews_options({}) == {"sources": DEFAULT_SOURCES, "margin": 0.5, "classes": 2}
+    given = {"sources": "tweets", "margin": 1, "classes": 4}
+    assert reviews_options(given) == {"sources": ("tweets",), "margin": 1.0, "classes": 4}
+
+
+@pytest.mark.parametrize("classes", [3, True, "four", 2.5])
+def test_other_numbers_of_classes_are_refused(classes: object) -> None:
+    with pytest.raises(DataError, match="2 or 4 in number"):
+        reviews_options({"classes": classes})
+
+
+def test_four_classes_tell_strong_ratings_apart(folder: Path) -> None:
+    two, four = (read_reviews(folder, classes=number) for number in (2, 4))
+    for split, rows in four.items():
+        assert rows["id"] == two[split]["id"]  # the splits stay
+        for row, plain in zip(rows, two[split], strict=True):
+            strong = abs(row["rating"]) >= 2
+            assert row["label"] == (f"very {plain['label']}" if strong else plain["label"])
+    assert len(set(four["train"]["label"])) == 4
 
 
 @pytest.mark.parametrize("line", ["1\t2.0", "1\tgood\ttext", "1\t2.0\ta\tb"])
