@@ -194,8 +194,8 @@ def test_the_baseline_has_the_students_start_and_batches(tmp_path: Path, monkeyp
         starts.append((folder.parent.parent.name, {k: v.clone() for k, v in model.state_dict().items()}))
         number, collator = len(starts) - 1, type(lesson.task).collator
 
-        def collate(task: Any, tokenizer: Any) -> Callable[[Any], Any]:
-            inner = collator(task, tokenizer)
+        def collate(task: Any, *tokenizers: Any) -> Callable[[Any], Any]:
+            inner = collator(task, *tokenizers)
 
             def record(rows: Any) -> Any:
                 batch = inner(rows)
