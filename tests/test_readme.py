@@ -54,6 +54,7 @@ def new_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:.*pin_memory")  # the default of TrainingArguments, without an accelerator
+@pytest.mark.timeout(600)
 def test_the_python_runs_in_order_as_shown(new_user: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_folder(tiny_model(layers=4), new_user / "my-teacher")
     names = {"dataset": tiny_rows(16)}
@@ -80,6 +81,7 @@ def test_the_recipe_is_the_shipped_one() -> None:
     assert {**recipe, "name": "reviews"} == load_recipe("reviews").as_dict()
 
 
+@pytest.mark.timeout(1200)  # whole runs of three seeds, one after the other
 def test_the_commands_run_as_shown(new_user: Path) -> None:
     lines = [line.split("#")[0] for block in blocks("bash") for line in block.splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("potstill")]
