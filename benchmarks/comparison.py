@@ -37,7 +37,7 @@ def kept(found: dict[str, Any]) -> dict[str, Any]:
 def tables(found: dict[str, Any]) -> str:
     """The tables of one comparison, in Markdown."""
     seeds, words = len(found["run"]["seeds"]), found["verdict"]
-    lines = [f"{seeds} seed{'s' * (seeds > 1)}, {found['cells'][0]['training']['steps']} optimiser steps each.", ""]
+    lines = [f"{seeds} seed{'s' * (seeds > 1)}, {found['cells'][0]['training']['steps']:.0f} optimiser steps each.", ""]
     lines += [f"**{words['headline']}** {' '.join(words['sentences'])}", ""]
     for made in (quality_table(found), behaviour_table(found), attention_table(found)):
         if made is not None:
