@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ from potstill.terms import KINDS, LAYERLESS, TEACHER, BoundTerm, Defaults, Term,
 from potstill.transport import earth_movers_flow
 
 __all__ = ["KINDS", "BoundObjective", "BoundTerm", "Defaults", "Objective", "Parts", "Scene", "Term", "check_term"]
+
+One = TypeVar("One")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Objective:
         defaults: Defaults | None = None,
     ) -> "BoundObjective":
         """Resolve every name for these models; several teachers come by name. Raises `RecipeError`, all problems."""
-        teachers = _by_name(teacher)
+        teachers = by_name(teacher)
         bound: list[BoundTerm] = []
         problems: list[str] = []
         if not self.terms:
@@ -155,7 +157,7 @@ class BoundObjective:
 
     def __call__(self, student: Knowledge, teacher: Knowledge | Mapping[str, Knowledge] | None, scene: Scene) -> Parts:
         """The loss of one micro-batch, from what was observed in the student and in its teacher or teachers."""
-        teachers = _by_name(teacher)
+        teachers = by_name(teacher)
         shares = {}
         for term in self.terms:
             shares[term.name] = term.weight(scene.progress) * _mean(term, student, teachers.get(term.source), scene)
@@ -163,8 +165,8 @@ class BoundObjective:
         return Parts(sum(parts[1:], parts[0]), shares)
 
 
-def _by_name(teacher: Any) -> dict[str, Any]:
-    """Teachers by name, from one, several or none."""
+def by_name(teacher: One | Mapping[str, One] | None) -> dict[str, One]:
+    """Teachers (their shapes, their knowledge, or the models themselves) by name, from one, several or none."""
     if teacher is None:
         return {}
     return dict(teacher) if isinstance(teacher, Mapping) else {TEACHER: teacher}

@@ -156,9 +156,7 @@ class School:
     ) -> dict[str, Any]:
         """All stages in a row; what they took together, and a curve of each."""
         curves, totals = [], {"seconds": 0.0, "steps": 0, "rows_seen": 0}
-        along: list[
-            tuple[StudentSection, PreTrainedModel]
-        ] = []  # who learned along so far: they go on with the student
+        along: list[tuple[StudentSection, PreTrainedModel]] = []  # who learned along so far: they go on
         bench = self.bench.for_teacher if title.startswith(TEACHER) else self.bench
         key = primary(bench.task.problem)
         for number, one in enumerate(lessons):

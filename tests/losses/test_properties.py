@@ -4,7 +4,6 @@ Each case draws inputs of one batch B and length S, and says over which axes of 
 (padding, micro-batches, poison) follows from that. The naive loops are plain Python over lists, one query at a time.
 """
 
-import importlib.util
 import inspect
 import math
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from feature_cases import FEATURE_CASES
 from response_cases import RESPONSE_CASES, Case, kl, mean, naive_mse, normal, pair, softmax
 from torch import Tensor
 
@@ -116,10 +116,7 @@ def poisoned(tensor: Tensor, axes: tuple[int, ...], value: float) -> Tensor:
 
 def names_with_a_case() -> set[str]:
     """The names in every table of cases, that of the losses on features among them, which has tests of its own."""
-    found = {case.name for case in CASES}
-    if importlib.util.find_spec("feature_cases"):
-        found |= {case.name for case in importlib.import_module("feature_cases").FEATURE_CASES}
-    return found
+    return {case.name for case in (*CASES, *FEATURE_CASES)}
 
 
 def test_every_loss_has_a_case() -> None:

@@ -21,10 +21,10 @@ from potstill.errors import ModelError
 from potstill.knowledge import TEACHERS, Knowledge, Needs, Observer, describe
 from potstill.knowledge.architectures import cast
 from potstill.knowledge.taps import check_needs
-from potstill.objective import BoundObjective, Objective, Parts, Scene
+from potstill.objective import BoundObjective, Objective, Parts, Scene, by_name
 from potstill.projectors import projector
 from potstill.tasks.base import Task
-from potstill.terms import PEERS, TEACHER, memory_of
+from potstill.terms import PEERS, memory_of
 from potstill.training.combination import Combination
 
 ROW = "row"
@@ -175,13 +175,6 @@ class Distiller(Member):
             return found[0]
         learned = sum((parts.total for parts in found[1:]), torch.zeros_like(found[0].total))
         return Parts(found[0].total + learned, {**found[0].terms, PEERS: learned})
-
-
-def by_name(teacher: PreTrainedModel | Mapping[str, PreTrainedModel] | None) -> dict[str, PreTrainedModel]:
-    """Teachers by name, from one, several or none."""
-    if teacher is None:
-        return {}
-    return dict(teacher) if isinstance(teacher, Mapping) else {TEACHER: teacher}
 
 
 def detached(known: Knowledge) -> Knowledge:
