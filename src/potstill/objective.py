@@ -9,7 +9,6 @@ states), tokens (the rest), and over its layer pairs. The counts come from outsi
 and all ranks, so that neither padding nor accumulation changes the loss or its gradient.
 """
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -24,7 +23,7 @@ from potstill.knowledge.types import Knowledge, Needs
 from potstill.losses.logits import probability_shifted
 from potstill.reduce import masked_mean
 from potstill.schedules import Adaptive
-from potstill.terms import KINDS, LAYERLESS, TEACHER, BoundTerm, Defaults, Term, bind_term, check_term, written
+from potstill.terms import KINDS, LAYERLESS, TEACHER, BoundTerm, Defaults, Term, bind_term, check_term, takes, written
 from potstill.transport import earth_movers_flow
 
 __all__ = ["KINDS", "BoundObjective", "BoundTerm", "Defaults", "Objective", "Parts", "Scene", "Term", "check_term"]
@@ -223,7 +222,7 @@ def _values(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scen
             target = target if scene.labels is None else probability_shifted(target, scene.labels)
         yield term.loss(student.logits, target, **options)
         return
-    if "student_next" in inspect.signature(term.loss).parameters:
+    if "student_next" in takes(term.loss):
         for here, there in pairwise(term.pairs):
             ours, theirs = _pair(term, student, teacher, here, scene)
             following = dict(
@@ -252,7 +251,7 @@ def _arguments(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, s
             options["temperature"] = term.temperature(scene.progress, student.logits, teacher.logits, mask=mask)
         elif term.temperature is not None:
             options["temperature"] = term.temperature(scene.progress)
-    parameters = inspect.signature(term.loss).parameters
+    parameters = takes(term.loss)
     if "labels" in parameters and term.kind != "labels":
         options["labels"] = scene.labels
     if "mask" in parameters and term.kind != "labels":

@@ -11,14 +11,13 @@ Decisions:
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from potstill import losses
 from potstill.checks import problem, unknown_name
-from potstill.contrast import ContrastiveMemory
 from potstill.errors import RecipeError
 from potstill.knowledge.architectures import ModelShape
 from potstill.mappings import EMBEDDINGS, Pairs, layer_map
@@ -141,7 +140,7 @@ class BoundTerm:
     @property
     def positions(self) -> str:
         """What the term is a mean over: labels, outputs (rows) or tokens."""
-        if "labels" in inspect.signature(self.loss).parameters:
+        if "labels" in takes(self.loss):
             return "labels"
         return "outputs" if self.pool else KINDS[self.kind].positions
 
@@ -160,6 +159,12 @@ class BoundTerm:
         if self.share:
             return f"{base}_shared"
         return f"{base}_{student}_to_all" if self.transport else f"{base}_{student}_to_{teacher}"
+
+
+@cache
+def takes(loss: Callable[..., Tensor]) -> frozenset[str]:
+    """The names of a loss's arguments; looked up once, since the objective asks in every step."""
+    return frozenset(inspect.signature(loss).parameters)
 
 
 def written(term: Mapping[str, Any]) -> Term:
@@ -261,7 +266,7 @@ def _loss(term: Term, defaults: Defaults) -> Callable[..., Tensor]:
 
 def _options(term: Term, loss: Callable[..., Tensor]) -> tuple[dict[str, Any], dict[str, Plain]]:
     """The term's further arguments, bound to the loss's signature: those that stay, those that follow a schedule."""
-    known = set(MEMORY) if loss is losses.crd else set(inspect.signature(loss).parameters) - set(OURS)
+    known = set(MEMORY) if loss is losses.crd else takes(loss) - set(OURS)
     own = tuple(f.name for f in fields(Term) if f.name != "options")
     what = f"key of a term with '{loss.__name__}'"
     if wrong := [unknown_name(what, key, {*known, *own}) for key in term.options if key not in known]:
@@ -281,7 +286,7 @@ def _check_fields(term: Term, loss: Callable[..., Tensor]) -> None:
             raise RecipeError(unknown_name("pooling", term.pool, POOLS))
         if term.knowledge != "hidden":
             raise RecipeError(f"Only hidden states are pooled, not {term.knowledge}. Remove the key 'pool'.")
-        if _family(loss) == "granularity" or "student_next" in inspect.signature(loss).parameters:
+        if _family(loss) == "granularity" or "student_next" in takes(loss):
             raise RecipeError(
                 f"'{name}' compares the tokens of a row, so nothing can be pooled. Remove the key 'pool'."
             )
@@ -300,10 +305,10 @@ def _family(loss: Callable[..., Tensor]) -> str:
 
 
 def _temperature(term: Term, loss: Callable[..., Tensor]) -> Schedule | None:
-    takes = "temperature" in inspect.signature(loss).parameters
+    taken = "temperature" in takes(loss)
     if term.temperature is None:
-        return schedule(1.0) if takes and term.knowledge == "logits" else None  # else the loss's own default
-    if not takes:
+        return schedule(1.0) if taken and term.knowledge == "logits" else None  # else the loss's own default
+    if not taken:
         raise RecipeError(f"'{loss.__name__}' takes no temperature. Remove the key.")
     found = schedule(term.temperature)
     if found.adaptive and term.knowledge != "logits":
@@ -331,7 +336,7 @@ def _pairs(term: Term, loss: Callable[..., Tensor], student: ModelShape, teacher
         one_by_one = named and (term.layers in WITHOUT_EMBEDDINGS or term.layers[-1:].isdigit())
         embeddings = term.knowledge == "hidden" and not one_by_one and _pool(term, loss) is None
     pairs = layer_map(spec, student.layers, teacher.layers, embeddings=embeddings)
-    if "student_next" in inspect.signature(loss).parameters and len(pairs) < 2:
+    if "student_next" in takes(loss) and len(pairs) < 2:
         raise RecipeError(f"'{loss.__name__}' looks at what happens between two layers, and this map has one pair.")
     return pairs
 
@@ -392,9 +397,3 @@ def _check_heads(
             do=way,
         )
     )
-
-
-def memory_of(term: BoundTerm, widths: tuple[int, int], rows: int) -> ContrastiveMemory:
-    """The memory that a contrastive term keeps, for a data set of so many rows; its draws follow PyTorch's seed."""
-    assert term.memory is not None
-    return ContrastiveMemory(*widths, rows, seed=torch.initial_seed() % 2**31, **term.memory)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from potstill.checks import problem
+from potstill.contrast import ContrastiveMemory
 from potstill.errors import ModelError
 from potstill.knowledge import TEACHERS, Knowledge, Needs, Observer, describe
 from potstill.knowledge.architectures import cast
@@ -24,7 +25,7 @@ from potstill.knowledge.taps import check_needs
 from potstill.objective import BoundObjective, Objective, Parts, Scene, by_name
 from potstill.projectors import projector
 from potstill.tasks.base import Task
-from potstill.terms import PEERS, memory_of
+from potstill.terms import PEERS, BoundTerm
 from potstill.training.combination import Combination
 
 ROW = "row"
@@ -175,6 +176,12 @@ class Distiller(Member):
             return found[0]
         learned = sum((parts.total for parts in found[1:]), torch.zeros_like(found[0].total))
         return Parts(found[0].total + learned, {**found[0].terms, PEERS: learned})
+
+
+def memory_of(term: BoundTerm, widths: tuple[int, int], rows: int) -> ContrastiveMemory:
+    """The memory that a contrastive term keeps, for a data set of so many rows; its draws follow PyTorch's seed."""
+    assert term.memory is not None
+    return ContrastiveMemory(*widths, rows, seed=torch.initial_seed() % 2**31, **term.memory)
 
 
 def detached(known: Knowledge) -> Knowledge:
