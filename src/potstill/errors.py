@@ -9,6 +9,7 @@ PotstillError
 ├── MappingError        a layer map that doesn't fit the layers (also a ValueError)
 ├── ShapeError          tensors whose shapes don't fit (also a ValueError)
 ├── TrainingError       training can't go on: a loss that is not a number
+├── CacheError          a teacher's cache is of other knowledge, damaged, or has no room
 ├── RunFolderError      the run folder belongs to another recipe, or can't be written
 └── ExportError         an exported file can't be made, or differs from the student
 
@@ -50,6 +51,10 @@ class ShapeError(PotstillError, ValueError):
 
 class TrainingError(PotstillError):
     """Training can't go on, for instance since a loss is not a number."""
+
+
+class CacheError(PotstillError):
+    """A teacher's cache is of other knowledge than is asked for, lacks rows, is damaged, or has no room."""
 
 
 class RunFolderError(PotstillError):

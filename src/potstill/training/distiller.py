@@ -10,12 +10,13 @@ trained by the same optimiser and checkpointed, but never shipped. Each sees the
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from potstill.cache import CachedTeacher, Recall
 from potstill.checks import problem
 from potstill.contrast import ContrastiveMemory
 from potstill.errors import ModelError
@@ -33,6 +34,8 @@ ROW = "row"
 
 
 NOTHING = Needs()
+Teacher: TypeAlias = PreTrainedModel | CachedTeacher
+"""Who is learned from: a model that runs along, or one whose answers are read back from a cache."""
 
 
 class Member(nn.Module):
@@ -64,7 +67,8 @@ class Distiller(Member):
         student: the model that is trained, and saved as a plain model.
         objective: the terms; bound here to the shapes of all models.
         task: says what labels and masks mean.
-        teacher: the model to learn from, or several by name; put into eval mode, and otherwise left as they were.
+        teacher: the model to learn from, or several by name; put into eval mode, and otherwise left as they were. A
+            `CachedTeacher` takes the place of any.
         teacher_dtype: the precision that teachers run in, as copies where they have another; None leaves them.
         peers: further students that learn along, from the same terms, each from all others too.
         combination: how several teachers are combined; without it, all count alike.
@@ -82,7 +86,7 @@ class Distiller(Member):
         student: PreTrainedModel,
         objective: Objective,
         task: Task,
-        teacher: PreTrainedModel | Mapping[str, PreTrainedModel] | None = None,
+        teacher: Teacher | Mapping[str, Teacher] | None = None,
         *,
         teacher_dtype: torch.dtype | None = None,
         peers: Sequence[PreTrainedModel] = (),
@@ -104,23 +108,27 @@ class Distiller(Member):
         along = zip(peers, bound[1:], learned[1:], strict=True)
         self.peers = nn.ModuleList(Member(model, own, rows, needs) for model, own, needs in along)
         routed = Needs(logits=combination is not None and combination.confident)
-        held = {}
-        for name, model in teachers.items():
-            if not bound[0].asked(name):
+        # peers of another depth ask for other layers
+        self.asked = {name: _needs_of(bound, name) | routed for name in teachers if bound[0].asked(name)}
+        self.prefix = TEACHERS if own_columns else ""
+        held: dict[str, Observer | Recall] = {}
+        for name, needs in self.asked.items():
+            model = teachers[name]
+            if isinstance(model, CachedTeacher):
+                held[name] = model.recall(name, needs, self.prefix)
                 continue
-            needs = _needs_of(bound, name)  # peers of another depth ask for other layers
             check_needs(model, needs)
             if teacher_dtype not in (None, model.dtype):
                 model = cast(copy.deepcopy(model), teacher_dtype)
             model.eval()  # type: ignore[no-untyped-call]
-            held[name] = Observer(model, needs | routed, prefix=TEACHERS if own_columns else "")
+            held[name] = Observer(model, needs, prefix=self.prefix)
         self.__dict__["_observe_teachers"] = held  # past nn.Module's registration: never submodules
 
     @property
     def teachers(self) -> dict[str, PreTrainedModel]:
-        """The teachers that this objective asks, by name."""
-        observers: dict[str, Observer] = self.__dict__["_observe_teachers"]
-        return {name: observer.model for name, observer in observers.items()}
+        """The teachers that this objective asks and that run along, by name."""
+        observers: dict[str, Observer | Recall] = self.__dict__["_observe_teachers"]
+        return {name: one.model for name, one in observers.items() if isinstance(one, Observer)}
 
     @property
     def teacher(self) -> PreTrainedModel | None:
@@ -146,7 +154,7 @@ class Distiller(Member):
 
     def teach(self, batch: Mapping[str, Tensor]) -> dict[str, Knowledge]:
         """What each teacher knows of a batch, without gradients."""
-        observers: dict[str, Observer] = self.__dict__["_observe_teachers"]
+        observers: dict[str, Observer | Recall] = self.__dict__["_observe_teachers"]
         with torch.no_grad(), torch.autocast(self.student.device.type, enabled=False):
             return {name: observer(batch) for name, observer in observers.items()}
 
@@ -211,15 +219,17 @@ def bind(
     objective: Objective,
     student: PreTrainedModel,
     task: Task,
-    teacher: PreTrainedModel | Mapping[str, PreTrainedModel] | None,
+    teacher: Teacher | Mapping[str, Teacher] | None,
     *,
     peers: Mapping[str, PreTrainedModel] | None = None,
     own_columns: bool = False,
 ) -> BoundObjective:
     """An objective bound to its models and a task; refuses models that don't share a vocabulary, unless the teachers
     read columns of their own."""
-    sources = {**by_name(teacher), **(peers or {})}
-    shapes = {name: describe(model) for name, model in sources.items()}
+    sources: dict[str, Teacher] = {**by_name(teacher), **(peers or {})}
+    shapes = {
+        name: model.shape if isinstance(model, CachedTeacher) else describe(model) for name, model in sources.items()
+    }
     own = describe(student)
     for name, model in sources.items():
         if model is student:

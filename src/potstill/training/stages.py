@@ -15,6 +15,7 @@ from potstill.objective import Objective
 from potstill.tasks.base import Rows, Task
 from potstill.training.checkpoints import is_last, latest, load_weights, prune, save_weights, take_projections
 from potstill.training.combination import Combination
+from potstill.training.distiller import Teacher
 from potstill.training.freezing import frozen
 from potstill.training.settings import Precision, TrainSettings
 from potstill.training.trainer import DistillationTrainer, Evaluator
@@ -47,7 +48,7 @@ class Lesson:
     tokenizer: PreTrainedTokenizerBase
     rows: Rows
     objective: Objective
-    teacher: PreTrainedModel | Mapping[str, PreTrainedModel] | None = None
+    teacher: Teacher | Mapping[str, Teacher] | None = None
     evaluator: Evaluator | None = None
     metric: str = "accuracy"
     higher_is_better: bool = True

@@ -24,14 +24,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
+from potstill.cache import CachedCollator, CachedTeacher
 from potstill.checks import problem
 from potstill.errors import TrainingError
-from potstill.objective import Objective, Parts
+from potstill.objective import Objective, Parts, by_name
 from potstill.tasks.base import Rows, Task
 from potstill.training.alignment import require_aligned
 from potstill.training.checkpoints import load_weights, mark_complete, prune, save_weights
 from potstill.training.combination import Combination
-from potstill.training.distiller import ROW, Distiller
+from potstill.training.distiller import ROW, Distiller, Teacher
 from potstill.training.dropout import cheap_dropout
 from potstill.training.sampler import LengthGroupedSampler
 
@@ -47,7 +48,8 @@ class DistillationTrainer(Trainer):
         task: the task of both models.
         tokenizer: pads the batches.
         train_dataset: rows as `task.encode` gives them.
-        teacher: the model to learn from, or several by name; None where only labels teach.
+        teacher: the model to learn from, or several by name; None where only labels teach. A `CachedTeacher` takes the
+            place of any: it is looked up by what the rows hold.
         args: any `TrainingArguments`; columns are never dropped, whatever they say.
         teacher_dtype: the precision that the teachers run in.
         peers: further students that learn along (mutual learning), trained in place too.
@@ -72,7 +74,7 @@ class DistillationTrainer(Trainer):
         tokenizer: PreTrainedTokenizerBase,
         train_dataset: Rows,
         *,
-        teacher: PreTrainedModel | Mapping[str, PreTrainedModel] | None = None,
+        teacher: Teacher | Mapping[str, Teacher] | None = None,
         args: TrainingArguments | None = None,
         teacher_dtype: torch.dtype | None = None,
         peers: Sequence[PreTrainedModel] = (),
@@ -103,7 +105,15 @@ class DistillationTrainer(Trainer):
         )
         if teacher_tokenizer is not None:
             require_aligned(self.distiller.objective, train_dataset, tokenizer, teacher_tokenizer)
-        if self.distiller.objective.needs_rows:
+        lookups = [
+            one.lookup(name, train_dataset, self.distiller.asked[name], self.distiller.prefix)
+            for name, one in by_name(teacher).items()
+            if isinstance(one, CachedTeacher) and name in self.distiller.asked
+        ]
+        collate = task.collator(tokenizer, teacher_tokenizer)
+        if lookups:
+            collate = CachedCollator(collate, lookups, ROW)
+        if self.distiller.objective.needs_rows or lookups:
             train_dataset = train_dataset.add_column(ROW, np.arange(len(train_dataset)))
         self.evaluator = evaluator
         self.patience = patience
@@ -114,7 +124,7 @@ class DistillationTrainer(Trainer):
             model=self.distiller,
             args=arguments,
             train_dataset=train_dataset,
-            data_collator=task.collator(tokenizer, teacher_tokenizer),
+            data_collator=collate,
             # `Trainer` wants to see one before it evaluates; the evaluator has its own rows, and never reads it
             eval_dataset=train_dataset if evaluator is not None else None,
             **trainer_options,

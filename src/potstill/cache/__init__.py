@@ -1,0 +1,34 @@
+"""The teacher's knowledge on disk: written once, keyed by content, and read back in any order."""
+
+from potstill.cache.fidelity import measure, measure_and_keep
+from potstill.cache.identity import Identity, Storage, teacher_digest, tokenizer_digest
+from potstill.cache.keys import row_keys
+from potstill.cache.read import CACHED, CachedCollator, CachedTeacher, Lookup, Recall
+from potstill.cache.store import Cache, caches, find, nearest, open_cache
+from potstill.cache.write import Work, Written, plan_work, row_bytes, row_lengths, write_cache
+
+__all__ = [
+    "CACHED",
+    "Cache",
+    "CachedCollator",
+    "CachedTeacher",
+    "Identity",
+    "Lookup",
+    "Recall",
+    "Storage",
+    "Work",
+    "Written",
+    "caches",
+    "find",
+    "measure",
+    "measure_and_keep",
+    "nearest",
+    "open_cache",
+    "plan_work",
+    "row_bytes",
+    "row_keys",
+    "row_lengths",
+    "teacher_digest",
+    "tokenizer_digest",
+    "write_cache",
+]
