@@ -24,7 +24,8 @@ from potstill.runs import RunFolder, Stage, copy_folder, write_json
 from potstill.school import School
 from potstill.shipping import FILES, export_student, measure_cost
 from potstill.terms import TEACHER
-from potstill.training import Precision, detect_precision
+from potstill.training import Precision
+from potstill.training.precision import TrialSizes
 from potstill.workbench import prepare_workbench
 
 ROLES = {
@@ -96,7 +97,6 @@ class _Run:
         with self.progress.stage("reading the data"):
             self.bench = prepare_workbench(self.recipe, self.progress.say)
         self._check()
-        self.school = School(self.folder, self.bench, self.progress)
         teachers = self.school.teachers()
         teacher = teachers[TEACHER]
         students = {key: stage for seed in self.seeds for key, stage in self.school.students(seed, teachers).items()}
@@ -134,7 +134,8 @@ class _Run:
                 do = "Set evaluate.attention_similarity=false"
                 raise ModelError(problem("Attention maps can't be compared here", given=why, do=do))
             self.pairs = attention_pairs(found.student, found.teacher, found.stages)
-        self.precision: Precision = detect_precision(self.recipe.distill[0].train.precision)
+        self.school = School(self.folder, self.bench, self.progress, TrialSizes.of(found.student))
+        self.precision: Precision = self.school.precision(self.recipe.distill[0].train.precision)
         self.progress.say(f"teacher: {shape_text(found.teacher)}; student: {shape_text(found.student)}")
         for note in student_notes(self.bench, found):
             self.progress.say(note)

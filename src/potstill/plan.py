@@ -26,6 +26,7 @@ from potstill.terms import TEACHER
 from potstill.training import Distiller, TrainSettings, detect_precision
 from potstill.training.distiller import ROW
 from potstill.training.dropout import cheap_dropout
+from potstill.training.precision import TrialSizes
 from potstill.training.stages import total_steps
 from potstill.workbench import LABELS_ONLY, TRAIN, Workbench, prepare_workbench
 
@@ -92,7 +93,7 @@ def plan(
         notes.append("attention maps are asked for, so both models run eager attention, which is slower")
     found = preflight(bench)
     notes += student_notes(bench, found)
-    precision = detect_precision(loaded.distill[0].train.precision)
+    precision = detect_precision(loaded.distill[0].train.precision, TrialSizes.of(found.student))
     trials = {}
     with (progress or Silent()).stage("trying a few batches") as step:
         pairs = {"teacher": (found.teacher, None), "student": (found.student, None)}

@@ -29,6 +29,7 @@ from potstill.terms import TEACHER
 from potstill.training.alignment import require_aligned, token_terms
 from potstill.training.distiller import ROW, Distiller
 from potstill.training.freezing import parts as freezable
+from potstill.training.int8 import require_int8
 from potstill.workbench import TRAIN, Workbench, head_names, lowered, model_path
 
 CALIBRATION_BATCH = 32
@@ -161,6 +162,8 @@ def preflight(bench: Workbench, trained: Path | None = None) -> Preflight:
     for name, model in taught_by.items():
         _require_positions(bench.for_teacher, name, model)
         _require_tokens(bench.for_teacher, name, model)
+        if recipe.teacher.precision == "int8":
+            require_int8(model)
     for assistant in recipe.chain:
         made = start_student(bench, teacher, recipe.seed, assistant.student)
         _require_positions(bench, "assistant", made)

@@ -92,13 +92,19 @@ def _run(folder: RunFolder, bench: Workbench, precision: Precision, student: Con
         "stages": [{"name": s.name, "seconds": s.seconds, "reused": s.reused} for s in folder.stages],
         "versions": versions(),
         "hardware": hardware(),
-        "precision": {"training": precision.name, "why": precision.why},
+        "precision": {"training": precision.name, "why": precision.why, **_teachers_precision(folder)},
         "command": shlex.join(["potstill", *sys.argv[1:]]) if sys.argv[0].endswith("potstill") else "potstill.run(...)",
         "recipe": recipe.as_yaml(),
         "convention": CONVENTION,
         "seeds": list(student.seeds),
         "shipped_seed": shipped,
     }
+
+
+def _teachers_precision(folder: RunFolder) -> dict[str, Any]:
+    """What was found of teachers in a lower precision than float32, where any was tried."""
+    found = {s.name.rpartition("/")[2]: s.value for s in folder.stages if s.name.startswith("precision/")}
+    return {"teachers": found} if found else {}
 
 
 def _size(recipe: Any) -> str:

@@ -3,15 +3,16 @@
 Each is a stage of the run folder: done once from the same inputs, and gone on with where it was stopped.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from potstill.evaluation.predict import predict_logits
+from potstill.evaluation.predict import fastest_device, predict_logits
+from potstill.evaluation.reduced import reduced_fidelity
 from potstill.evaluation.results import TRAIN, VALIDATION
 from potstill.knowledge import describe
 from potstill.metrics import METRICS, primary, scores
@@ -22,7 +23,8 @@ from potstill.runs import RunFolder, Stage
 from potstill.sections import AssistantSection, StudentSection
 from potstill.shipping import fingerprint, save_model
 from potstill.terms import TEACHER
-from potstill.training import TrainSettings, detect_precision
+from potstill.training import Precision, TrainSettings, detect_precision
+from potstill.training.precision import AUTO, BFLOAT16, FLOAT32, USUAL, TrialSizes
 from potstill.training.stages import Lesson, train
 from potstill.workbench import LABELS_ONLY, Workbench, model_path
 
@@ -39,17 +41,32 @@ class Lessons:
     freeze: Sequence[int | str] = ()
     mutual: Sequence[StudentSection] = ()
     teacher_tokenizer: PreTrainedTokenizerBase | None = None  # where its teachers have another than it has
+    teacher_precision: str | None = None  # None: as the model trains
 
 
 class School:
     """Trains everyone of a run, each once."""
 
-    def __init__(self, folder: RunFolder, bench: Workbench, progress: Progress) -> None:
+    def __init__(self, folder: RunFolder, bench: Workbench, progress: Progress, trial: TrialSizes = USUAL) -> None:
         self.folder = folder
         self.path = folder.path
         self.bench = bench
         self.recipe = bench.recipe
         self.progress = progress
+        self.trial = trial
+
+    def precision(self, asked: str) -> Precision:
+        """The precision to train in. With ``auto`` it is measured once, and kept: a run that goes on takes the one that
+        it began in, and runs that stand beside each other take one together."""
+        if asked != AUTO:
+            return detect_precision(asked)
+        found = self._once("precision", {"asked": asked}, lambda _: asdict(detect_precision(asked, self.trial)))
+        return Precision(**found.value)
+
+    def _once(self, name: str, made_from: Any, work: Callable[[Path], dict[str, Any]]) -> Stage:
+        """A stage that several models ask for, entered once in the record of the run."""
+        known = {stage.name: stage for stage in self.folder.stages}
+        return known[name] if name in known else self.folder.stage(name, made_from, work)
 
     def teachers(self) -> dict[str, Stage]:
         """Train each teacher, or take it as it is; the first one is called ``teacher``."""
@@ -116,6 +133,8 @@ class School:
             "seed": seed,
         }
         if taught:
+            lessons, reduced = self._with_teachers_precision(lessons, learns_from)
+            made_from |= {} if reduced is None else {"teacher_precision": reduced}
             made_from["learns_from"] = {name: stage.digest for name, stage in learns_from.items()}
             made_from["combination"] = _plain(self.recipe.combination)
         if section.model is not None:  # a checkpoint: its name says nothing of what is in it
@@ -163,7 +182,7 @@ class School:
             settings = one.train
             name = self._stage_name(number, len(lessons), title)
             rows = bench.transfer if name.startswith("distill") else bench.rows[TRAIN]
-            precision = detect_precision(settings.precision)
+            precision = self.precision(settings.precision)
             if source is not None:
                 along = self._along(one.mutual, along, source, seed)
             lesson = Lesson(
@@ -179,6 +198,7 @@ class School:
                 combination=self.recipe.combination if len(teachers) > 1 else None,
                 freeze=one.freeze,
                 teacher_tokenizer=one.teacher_tokenizer if teachers else None,
+                teacher_precision=one.teacher_precision,
             )
             with self.progress.stage(title if len(lessons) == 1 else f"{title}: {name}") as step:
                 record = train(
@@ -196,6 +216,39 @@ class School:
             evaluations = [{"step": e["step"], "value": e[key]} for e in record.evaluations]
             curves.append({"seed": seed, "stage": name, "points": record.points, "evaluations": evaluations})
         return {"training": totals, "curves": curves, "shape": asdict(describe(model))}
+
+    def _with_teachers_precision(
+        self, lessons: Sequence[Lessons], learns_from: Mapping[str, Stage]
+    ) -> tuple[list[Lessons], str | None]:
+        """The lessons with what their teachers run in; None where that follows from what the student trains in."""
+        asked = self.recipe.teacher.precision
+        wanted = asked
+        if asked == AUTO:
+            if not any(self.precision(lesson.train.precision).bfloat16 for lesson in lessons):
+                return list(lessons), None
+            wanted = BFLOAT16
+        enough = wanted == FLOAT32 or all([self._reduced(stage, wanted) for stage in learns_from.values()])
+        if asked == AUTO and enough:
+            return list(lessons), None
+        taken = wanted if enough else FLOAT32
+        return [replace(lesson, teacher_precision=taken) for lesson in lessons], taken
+
+    def _reduced(self, teacher: Stage, precision: str) -> bool:
+        """Whether a teacher's answers in a lower precision are near enough to its own; said, and kept."""
+        bench = self.bench.for_teacher if teacher.name.startswith(TEACHER) else self.bench
+
+        def work(_folder: Path) -> dict[str, Any]:
+            model = load_teacher(self.bench, self.model(teacher))
+            model.to(fastest_device())  # type: ignore[arg-type]
+            rows = bench.sample_of_train
+            found = reduced_fidelity(model, precision, rows, bench.collate, bench.task.problem)
+            self.progress.say(
+                f"{teacher.name} in {precision}: {found.why}{'' if found.allowed else '; it teaches in float32'}"
+            )
+            return found.as_dict()
+
+        made_from = {"teacher": teacher.digest, "precision": precision, "rows": bench.digest}
+        return bool(self._once(f"precision/{precision}/{teacher.name}", made_from, work).value["allowed"])
 
     def _along(
         self,

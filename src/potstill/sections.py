@@ -80,12 +80,16 @@ class FurtherTeacherSection(Section):
 class TeacherSection(Section):
     """The model to learn from; trained here where `train` is given, else taken as it is.
 
+    `precision` is what the teachers run in while they teach: ``auto`` is bfloat16 where the student trains in it.
+    Another than float32 is taken only where its answers on training rows stay near those of float32.
+
     With `others`, terms that name no teacher learn from all of them: by `weight`, or by `route` from one for each row,
     the surest (``confident``) or the one whose name stands in a column of the data.
     """
 
     model: str
     train: Train | None = None
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     trust_remote_code: bool = False
     weight: Annotated[float, Gt(0)] = 1.0
     others: list[FurtherTeacherSection] = []

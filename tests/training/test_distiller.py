@@ -9,7 +9,6 @@ from potstill.objective import Objective, Term
 from potstill.students import build_student
 from potstill.tasks import TextClassification
 from potstill.training import Distiller
-from potstill.training.settings import Precision, _cpu_flags, detect_precision
 
 TASK = TextClassification()
 TERMS = [Term("labels"), Term("logits"), Term("hidden"), Term("values", options={"heads": 4})]
@@ -114,30 +113,3 @@ def test_an_unknown_family_is_refused_before_training():
     with pytest.raises(ModelError, match="albert"):
         Distiller(student, Objective([Term("hidden")]), TASK, teacher)
     assert Distiller(student, Objective([Term("logits")]), TASK, teacher)(batch()).total.isfinite()
-
-
-# ---- precision
-
-
-@pytest.mark.parametrize(
-    ("listing", "name"),
-    [
-        ("processor: 0\nflags\t\t: fpu avx512f avx512_bf16 amx_tile\n", "bfloat16"),
-        ("flags\t: fpu amx_bf16\nflags : fpu\n", "bfloat16"),
-        ("flags\t: fpu avx2 avx512f\n", "float32"),
-        ("Features\t: fp asimd\n", "float32"),
-    ],
-)
-def test_precision_follows_the_processors_instructions(monkeypatch, tmp_path, listing, name):
-    from potstill.training import settings
-
-    (tmp_path / "cpuinfo").write_text(listing)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(settings, "Path", lambda path: {"/proc/cpuinfo": tmp_path / "cpuinfo"}[path])
-    found = detect_precision()
-    assert found.name == name
-    assert found.bfloat16 == (name == "bfloat16")
-    assert found.why
-    assert detect_precision("float32") == Precision("float32", "the recipe says so")
-    monkeypatch.setattr(settings, "Path", lambda _path: tmp_path / "nothing")
-    assert _cpu_flags() == frozenset()

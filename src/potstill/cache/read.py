@@ -22,6 +22,7 @@ from potstill.errors import CacheError
 from potstill.knowledge.architectures import ModelShape
 from potstill.knowledge.observe import decoder_mask, own_columns
 from potstill.knowledge.types import LAYERED, Knowledge, Needs
+from potstill.losses.fused import SparseLogits
 
 CACHED = "cached"
 """How the columns of a batch begin that hold what is remembered."""
@@ -179,8 +180,6 @@ class Recall:
             if codec.column.layer is not None:
                 layered[codec.column.kind][codec.column.layer] = codec.dense(parts)
             elif codec.sparse:
-                from potstill.losses.fused import SparseLogits
-
                 values, tail = parts["values"].float(), parts["tail"]
                 logits = SparseLogits(values, codec.ids(parts), tail, codec.storage.temperature)
             else:

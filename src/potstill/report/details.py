@@ -174,11 +174,16 @@ def run_facts(results: Results) -> Facts:
     memory = f", {formats.size(machine['memory_bytes'])} memory" if machine.get("memory_bytes") else ""
     hardware = f"{machine.get('processor') or 'processor unknown'}{cores}{memory}" if machine else ""
     reason = f": {precision['why']}" if precision.get("why") else ""
+    teachers = "; ".join(
+        f"{name} {one['precision'] if one['allowed'] else 'float32'}, since in {one['precision']}: {one['why']}"
+        for name, one in (precision.get("teachers") or {}).items()
+    )
     return _present(
         ("Command", run.get("command")),
         ("Hardware", hardware),
         ("Accelerator", machine.get("accelerator") or ("none" if machine else "")),
         ("Precision", f"{precision['training']}{reason}" if precision.get("training") else ""),
+        ("Teacher's precision", teachers),
         ("Seeds", ", ".join(str(seed) for seed in run.get("seeds") or [])),
         ("Loss convention", run.get("convention")),
         ("Versions", ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items())),

@@ -36,6 +36,7 @@ from potstill.runs import RunFolder, digest, write_json, write_text
 from potstill.school import School
 from potstill.searching.space import Choice, Space, as_data, parse_space
 from potstill.shipping import hardware, versions
+from potstill.training.precision import TrialSizes
 from potstill.workbench import TEST, VALIDATION, Workbench
 
 SCHEMA = 1
@@ -229,8 +230,9 @@ class _Search:
         siblings = [folder for folder in sorted(home.glob("*")) if folder.is_dir() and folder.name != name]
         bench = self.benches.of(recipe)
         with RunFolder(home / name, recipe, update=True, siblings=siblings).opened() as folder:
-            preflight(bench)
-            school = School(folder, bench, titled(self.progress, title))
+            found_models = preflight(bench)
+            trial = TrialSizes.of(found_models.student)
+            school = School(folder, bench, titled(self.progress, title), trial)
             teachers = school.teachers()
             seeds = [recipe.seed + number for number in range(recipe.evaluate.seeds)]
             found = []

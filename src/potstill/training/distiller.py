@@ -7,7 +7,6 @@ Students that learn together (mutual learning) are peers: whole members of the m
 trained by the same optimiser and checkpointed, but never shipped. Each sees the others as teachers, without gradients.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeAlias
@@ -21,13 +20,13 @@ from potstill.checks import problem
 from potstill.contrast import ContrastiveMemory
 from potstill.errors import ModelError
 from potstill.knowledge import TEACHERS, Knowledge, Needs, Observer, describe
-from potstill.knowledge.architectures import cast
 from potstill.knowledge.taps import check_needs
 from potstill.objective import BoundObjective, Objective, Parts, Scene, by_name
 from potstill.projectors import projector
 from potstill.tasks.base import Task
 from potstill.terms import PEERS, BoundTerm
 from potstill.training.combination import Combination
+from potstill.training.precision import DTYPES, teacher_at
 
 ROW = "row"
 """The column of a batch that numbers its rows in the data set, for terms that keep a memory."""
@@ -69,7 +68,8 @@ class Distiller(Member):
         task: says what labels and masks mean.
         teacher: the model to learn from, or several by name; put into eval mode, and otherwise left as they were. A
             `CachedTeacher` takes the place of any.
-        teacher_dtype: the precision that teachers run in, as copies where they have another; None leaves them.
+        teacher_dtype: the precision that teachers run in, as copies where they have another: float32, bfloat16, or
+            `torch.qint8` for int8 linear maps; None leaves them.
         peers: further students that learn along, from the same terms, each from all others too.
         combination: how several teachers are combined; without it, all count alike.
         rows: of the data set, for terms that keep a memory.
@@ -118,8 +118,8 @@ class Distiller(Member):
                 held[name] = model.recall(name, needs, self.prefix)
                 continue
             check_needs(model, needs)
-            if teacher_dtype not in (None, model.dtype):
-                model = cast(copy.deepcopy(model), teacher_dtype)
+            if teacher_dtype is not None:
+                model = teacher_at(model, next(name for name, dtype in DTYPES.items() if dtype == teacher_dtype))
             model.eval()  # type: ignore[no-untyped-call]
             held[name] = Observer(model, needs, prefix=self.prefix)
         self.__dict__["_observe_teachers"] = held  # past nn.Module's registration: never submodules

@@ -1,10 +1,8 @@
-"""The settings of one stage of training, and the precision that this machine trains best in."""
+"""The settings of one stage of training."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from annotated_types import Ge, Gt, Le
 
 Count = Annotated[int, Ge(1)]
@@ -22,7 +20,7 @@ class TrainSettings:
         learning_rate, weight_decay, warmup, schedule: of AdamW; warmup is a share of the steps; schedule a name of
             transformers' schedulers.
         max_grad_norm: gradients are clipped to this norm; 0 clips nothing.
-        precision: auto, bfloat16 or float32.
+        precision: auto, bfloat16 or float32; auto is settled by a trial, see `potstill.training.precision`.
         keep: ``last`` keeps the weights after the last step, ``best`` those with the best validation score.
         early_stopping: stop after so many evaluations without a better score; needs keep: best.
         evaluations: how often to evaluate within the stage, spread evenly; None: after each epoch.
@@ -60,44 +58,3 @@ class RefineSettings(TrainSettings):
     keep: Literal["last", "best"] = "best"
     early_stopping: Count | None = 2
     evaluations: Count | None = 4
-
-
-@dataclass(frozen=True)
-class Precision:
-    """A precision, and in a few words why it was chosen."""
-
-    name: str
-    why: str
-
-    @property
-    def bfloat16(self) -> bool:
-        """Whether matrix products run in bfloat16."""
-        return self.name == "bfloat16"
-
-
-def detect_precision(asked: str = "auto") -> Precision:
-    """bfloat16 where the hardware multiplies it natively, else float32.
-
-    On a CPU that is a matter of instructions (AVX512-BF16 or AMX); emulated bfloat16 is slower than float32.
-    """
-    if asked != "auto":
-        return Precision(asked, "the recipe says so")
-    if torch.cuda.is_available():
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return Precision("bfloat16", f"{torch.cuda.get_device_name()} multiplies bfloat16 natively")
-        return Precision("float32", f"{torch.cuda.get_device_name()} has no native bfloat16")
-    found = _cpu_flags() & {"avx512_bf16", "amx_bf16"}
-    if found:
-        return Precision("bfloat16", f"this processor has {' and '.join(sorted(found))}")
-    return Precision("float32", "this processor has no bfloat16 instructions")
-
-
-def _cpu_flags() -> frozenset[str]:
-    """The instruction sets of the processor, where the system lists them (Linux)."""
-    listing = Path("/proc/cpuinfo")
-    if not listing.exists():
-        return frozenset()
-    for line in listing.read_text(errors="replace").splitlines():
-        if line.startswith("flags"):
-            return frozenset(line.partition(":")[2].split())
-    return frozenset()

@@ -17,7 +17,8 @@ from potstill.training.checkpoints import is_last, latest, load_weights, prune, 
 from potstill.training.combination import Combination
 from potstill.training.distiller import Teacher
 from potstill.training.freezing import frozen
-from potstill.training.settings import Precision, TrainSettings
+from potstill.training.precision import DTYPES, Precision
+from potstill.training.settings import TrainSettings
 from potstill.training.trainer import DistillationTrainer, Evaluator
 
 LOGS = 100  # points of a learning curve
@@ -56,6 +57,13 @@ class Lesson:
     combination: Combination | None = None
     freeze: Sequence[int | str] = ()
     teacher_tokenizer: PreTrainedTokenizerBase | None = None  # where the teachers have another than the student
+    teacher_precision: str | None = None  # float32, bfloat16 or int8; None: bfloat16 where the student trains in it
+
+    def teacher_dtype(self, precision: Precision) -> torch.dtype | None:
+        """What the teachers run in while the student trains in `precision`; None leaves them as they are."""
+        if self.teacher_precision is not None:
+            return DTYPES[self.teacher_precision]
+        return torch.bfloat16 if precision.bfloat16 else None
 
 
 def total_steps(settings: TrainSettings, rows: int, world_size: int = 1) -> tuple[int, int]:
@@ -102,7 +110,7 @@ def train(
         combination=lesson.combination,
         teacher_tokenizer=lesson.teacher_tokenizer,
         args=training_arguments(settings, lesson, folder, bfloat16=precision.bfloat16, seed=seed),
-        teacher_dtype=torch.bfloat16 if precision.bfloat16 else None,
+        teacher_dtype=lesson.teacher_dtype(precision),
         evaluator=lesson.evaluator,
         patience=settings.early_stopping if settings.keep == "best" else None,
         group_by_length=settings.group_by_length,
