@@ -22,6 +22,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "potstill"
 ORDER = (
     "errors",
     "checks",
+    "ranks",
     "reduce",
     "losses",
     "mappings",
@@ -67,6 +68,7 @@ ORDER = (
 NOTHING_BUT = {
     "errors": set(),
     "checks": set(),
+    "ranks": {"torch"},
     "reduce": {"torch", "jaxtyping"},
     "losses": {"torch", "jaxtyping"},
     "mappings": {"torch", "jaxtyping"},

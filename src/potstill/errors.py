@@ -10,6 +10,7 @@ PotstillError
 ├── ShapeError          tensors whose shapes don't fit (also a ValueError)
 ├── TrainingError       training can't go on: a loss that is not a number
 ├── RunFolderError      the run folder belongs to another recipe, or can't be written
+├── RankError           another process of a run on several devices failed, or is gone
 └── ExportError         an exported file can't be made, or differs from the student
 
 A message says what is wrong, what was given, what follows and what to do; `potstill.checks.problem` puts it together.
@@ -54,6 +55,18 @@ class TrainingError(PotstillError):
 
 class RunFolderError(PotstillError):
     """The run folder belongs to another recipe, or can't be written."""
+
+
+class RankError(PotstillError):
+    """Another process of a run on several devices failed, or is gone.
+
+    Args:
+        said: the process that failed says the message itself.
+    """
+
+    def __init__(self, message: str, *, said: bool = False) -> None:
+        super().__init__(message)
+        self.said = said
 
 
 class ExportError(PotstillError):

@@ -1,6 +1,8 @@
 """The whole run, in the order of the picture: teacher, student, distil, refine, evaluate, export, report.
 
 Each step is a stage of the run folder: done once from the same inputs, and gone on with where it was stopped.
+
+Under a launcher that starts several processes, all of them train together; everything else is done by rank 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from potstill import ranks
 from potstill.checks import problem
-from potstill.errors import ExportError, ModelError
+from potstill.errors import DataError, ExportError, ModelError
 from potstill.evaluation.predict import fastest_device, load_predictions, predict_logits, save_predictions
 from potstill.evaluation.results import TRAIN, VALIDATION, Contender
 from potstill.likeness import attention_pairs, measure_attention, why_no_maps
@@ -78,8 +81,10 @@ def run(
     """
     loaded = load_recipe(recipe, overrides)
     folder = Path(out) if out is not None else RUNS / loaded.name
-    with RunFolder(folder, loaded, update=update, siblings=siblings).opened() as opened:
-        return _Run(opened, progress or Silent()).all()
+    with ranks.together():
+        said = progress if progress is not None and ranks.is_main() else Silent()
+        with RunFolder(folder, loaded, update=update, siblings=siblings).opened() as opened:
+            return _Run(opened, said).all()
 
 
 class _Run:
@@ -94,13 +99,18 @@ class _Run:
 
     def all(self) -> Outcome:
         with self.progress.stage("reading the data"):
-            self.bench = prepare_workbench(self.recipe, self.progress.say)
-        self._check()
+            self.bench = ranks.main_first(lambda: prepare_workbench(self.recipe, self.progress.say))
+        self._check_ranks()
+        ranks.on_main(self._check)
         self.school = School(self.folder, self.bench, self.progress)
         teachers = self.school.teachers()
-        teacher = teachers[TEACHER]
         students = {key: stage for seed in self.seeds for key, stage in self.school.students(seed, teachers).items()}
-        models = {(name, self.recipe.seed): stage for name, stage in teachers.items()} | students
+        return ranks.on_main(lambda: self._measured(teachers, students))
+
+    def _measured(self, teachers: Mapping[str, Stage], students: Mapping[tuple[str, int], Stage]) -> Outcome:
+        """What is made of the models once they are trained: predictions, exports, costs and the report."""
+        teacher = teachers[TEACHER]
+        models = {(name, self.recipe.seed): stage for name, stage in teachers.items()} | dict(students)
         predictions = {key: self.predictions(*key, stage) for key, stage in models.items()}
         chosen = self.choose(predictions)
         exports = self.exports(chosen, students["student", chosen], predictions["student", chosen])
@@ -124,6 +134,19 @@ class _Run:
     @property
     def seeds(self) -> list[int]:
         return [self.recipe.seed + number for number in range(self.recipe.evaluate.seeds)]
+
+    def _check_ranks(self) -> None:
+        """Refuse processes that read other rows from the same recipe, or that batches can't be shared among."""
+        for settings in self.recipe.trainings:
+            settings.rows_of_one_rank(ranks.world_size())
+        if not ranks.same(self.bench.digest):
+            raise DataError(
+                problem(
+                    "The processes of this run have read different rows from the same recipe",
+                    follows="Each would count rows and steps differently",
+                    do="Give files that are the same on all machines",
+                )
+            )
 
     def _check(self) -> None:
         """Everything that can be wrong with the models, before anything is trained."""

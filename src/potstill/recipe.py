@@ -28,6 +28,7 @@ from potstill.sections import (
 )
 from potstill.terms import PEERS, TEACHER
 from potstill.training.combination import CONFIDENT, Combination
+from potstill.training.settings import TrainSettings
 
 SCALARS = ("int", "float", "str", "constrained-int")
 
@@ -95,6 +96,14 @@ class Recipe(Section):
             return None
         weights = {TEACHER: self.teacher.weight, **{other.name: other.weight for other in self.teacher.others}}
         return Combination(weights, self.teacher.route)
+
+    @property
+    def trainings(self) -> list[TrainSettings]:
+        """The settings of every stage of training."""
+        stages = [*self.distill, *(stage for one in self.chain for stage in one.distill or ())]
+        found = [self.teacher.train, *(other.train for other in self.teacher.others)]
+        found += [stage.train for stage in stages] + ([] if self.refine is None else [self.refine.train])
+        return [one for one in found if one is not None]
 
     @property
     def roles(self) -> list[str]:

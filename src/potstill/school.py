@@ -1,6 +1,7 @@
 """Who is trained, from whom, and in which stages: teachers, the chain of assistants, the student and its baselines.
 
-Each is a stage of the run folder: done once from the same inputs, and gone on with where it was stopped.
+Each is a stage of the run folder: done once from the same inputs, and gone on with where it was stopped. Where several
+processes do the run, each of them trains, and rank 0 saves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from potstill import ranks
 from potstill.evaluation.predict import predict_logits
 from potstill.evaluation.results import TRAIN, VALIDATION
 from potstill.knowledge import describe
@@ -71,11 +73,11 @@ class School:
             set_seed(seed)  # for the new head
             loaded = bench.load(path).model
             value = self._train(loaded, [Lessons(LABELS_ONLY, settings)], folder, seed, {}, place)
-            save_model(loaded, bench.tokenizer, self.path / place)
+            ranks.on_main(lambda: save_model(loaded, bench.tokenizer, self.path / place))
             return {"path": place, **value}
 
         leaves: list[str] = [place] if settings is not None else []
-        return self.folder.stage(place, {**made_from, "seed": seed}, work, leaves)
+        return self.folder.stage(place, {**made_from, "seed": seed}, work, leaves, together=True)
 
     def students(self, seed: int, teachers: Mapping[str, Stage]) -> dict[tuple[str, int], Stage]:
         """All that is trained with one seed: the chain of assistants, the student, and its baselines."""
@@ -139,10 +141,10 @@ class School:
             if self.recipe.evaluate.seeds > 1:
                 title = f"{title}, seed {seed}"
             value = self._train(model, lessons, folder, seed, teachers, title, source)
-            save_model(model, self.bench.tokenizer, self.path / place)
+            ranks.on_main(lambda: save_model(model, self.bench.tokenizer, self.path / place))
             return {"path": place, **value}
 
-        return self.folder.stage(place, made_from, work, [place])
+        return self.folder.stage(place, made_from, work, [place], together=True)
 
     def _train(
         self,
@@ -163,7 +165,7 @@ class School:
             settings = one.train
             name = self._stage_name(number, len(lessons), title)
             rows = bench.transfer if name.startswith("distill") else bench.rows[TRAIN]
-            precision = detect_precision(settings.precision)
+            precision = ranks.on_main(partial(detect_precision, settings.precision))
             if source is not None:
                 along = self._along(one.mutual, along, source, seed)
             lesson = Lesson(
