@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from potstill import __version__
-from potstill.cli import compare, evaluate, export, plan, predict, recipes, report, run, samples, search
 from potstill.checks import problem
+from potstill.cli import compare, evaluate, export, plan, predict, recipes, report, run, samples, search
 from potstill.errors import PotstillError, RankError
 
 INTERRUPTED = 130

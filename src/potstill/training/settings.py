@@ -54,7 +54,7 @@ class TrainSettings:
             raise ValueError("early_stopping looks for the best score, so it needs keep: best")
 
     def rows_of_one_rank(self, world_size: int) -> int:
-        """How many rows of a batch each of so many processes gets; raises `ArgumentError` where they can't be shared."""
+        """The rows of a batch that each of so many processes gets; `ArgumentError` where they can't be shared."""
         if self.batch_size % world_size:
             raise ArgumentError(
                 problem(

@@ -132,7 +132,7 @@ FINISHED = "finished.json"
 
 
 def _left_in(folder: Path) -> tuple[TrainRecord | None, Path | None, bool]:
-    """What an earlier start left: the record if training is finished, the newest checkpoint, and whether it's the last."""
+    """What an earlier start left: the record of finished training, the newest checkpoint, and whether it's the last."""
     finished = folder / FINISHED
     if finished.exists():
         return TrainRecord(**json.loads(finished.read_text(encoding="utf-8"))), None, True

@@ -9,8 +9,8 @@ What it changes, and why:
   Shares are collected on the device and read when something is logged, so that a step never waits for them.
 - Before anything is evaluated or saved, it is logged. A checkpoint thus never falls between two points of the learning
   curve (a resumed run would draw another curve), and never holds weights from after a loss that is not a number.
-- Several ranks share each batch of one sampler, so that they train on the batches of one process, and the mean of a term
-  is over the positions of all of them. Terms that compare the rows of a batch with one another see those of their rank.
+- Several ranks share each batch of one sampler, so that they train on the batches of one process, and the mean of a
+  term is over the positions of all. Terms that compare the rows of a batch with one another see those of their rank.
 - Rank 0 evaluates, writes and decides; the others wait for it and hear what it found.
 """
 
@@ -145,8 +145,8 @@ class DistillationTrainer(Trainer):
 
     def _unwrap(self) -> None:
         """Let go of the wrapper that exchanges gradients: it would go on doing so in whatever is trained next."""
-        if self.model_wrapped is not self.model:
-            self.model_wrapped = self.model
+        if self.model_wrapped is not self.distiller:
+            self.model_wrapped = self.distiller
             self.accelerator.free_memory()
 
     # ---- data
