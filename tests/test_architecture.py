@@ -22,6 +22,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "potstill"
 ORDER = (
     "errors",
     "checks",
+    "ranks",
     "reduce",
     "losses",
     "mappings",
@@ -54,6 +55,7 @@ ORDER = (
     "likeness",
     "shipping",
     "results",
+    "caching",
     "school",
     "pipeline",
     "plan",
@@ -67,6 +69,7 @@ ORDER = (
 NOTHING_BUT = {
     "errors": set(),
     "checks": set(),
+    "ranks": {"torch"},
     "reduce": {"torch", "jaxtyping"},
     "losses": {"torch", "jaxtyping"},
     "mappings": {"torch", "jaxtyping"},

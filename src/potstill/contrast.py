@@ -8,7 +8,8 @@ Decisions:
 - Banks start as random directions, and the constants are set by the first batch of training.
 - In evaluation nothing is remembered and nothing is counted.
 - How many batches there were is read back from the device in each step: the numbers drawn depend on it.
-- One process: each remembers the rows that it sees, so several ranks would have to exchange them.
+- Several ranks remember what all of them see, each the same, and draw for the whole batch: row number i of it is on rank
+  i mod the number of ranks (`potstill.training.sampler.SharedBatches`). So they give what one process would.
 """
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from potstill import ranks
 from potstill.checks import problem
 from potstill.errors import ArgumentError, ShapeError
 from potstill.losses.contrastive import bank_logits, log_constants
@@ -103,14 +105,9 @@ class ContrastiveMemory(nn.Module):
             )
         batch = int(self.batches.item())
         ours, theirs = _embeddings(self.student_head, student), _embeddings(self.teacher_head, teacher)
+        seen = [_of_all_ranks(part) for part in (ours, theirs, row_numbers)] if self.training or batch == 0 else []
         candidates = self._candidates(row_numbers, batch)
-        constants = self.constants
-        if batch == 0:
-            logits = [
-                bank_logits(vectors.detach(), bank, candidates, self.temperature)
-                for vectors, bank in ((ours, self.teacher_bank), (theirs, self.student_bank))
-            ]
-            constants = log_constants(torch.stack(logits), self.rows).exp().to(self.constants)
+        constants = self._constants(*seen) if batch == 0 else self.constants
         arguments: dict[str, Tensor | float] = {
             "student": ours,
             "teacher": theirs,
@@ -121,16 +118,30 @@ class ContrastiveMemory(nn.Module):
             "temperature": self.temperature,
         }
         if self.training:
-            self._remember(ours.detach(), theirs.detach(), row_numbers, constants)
+            self._remember(*seen, constants)
         return arguments
 
-    def _candidates(self, row_numbers: Tensor, batch: int) -> Tensor:
-        """Each row's own number and its negatives, [B, 1 + negatives]; a function of seed and batch number."""
+    def _constants(self, student: Tensor, teacher: Tensor, row_numbers: Tensor) -> Tensor:
+        """Both constants, [2], from the first batch of all ranks."""
+        candidates = self._candidates(row_numbers, 0, whole=True)
+        logits = [
+            bank_logits(vectors, bank, candidates, self.temperature)
+            for vectors, bank in ((student, self.teacher_bank), (teacher, self.student_bank))
+        ]
+        return log_constants(torch.stack(logits), self.rows).exp().to(self.constants)
+
+    def _candidates(self, row_numbers: Tensor, batch: int, *, whole: bool = False) -> Tensor:
+        """Each row's own number and its negatives, [B, 1 + negatives]; a function of seed and batch number.
+
+        `row_numbers` are this rank's, or those of the `whole` batch in its own order.
+        """
         if self.negatives == self.rows - 1:
             away = torch.arange(1, self.rows).expand(len(row_numbers), -1)
         else:
             random = np.random.default_rng([self.seed, batch])
-            away = torch.from_numpy(random.integers(1, self.rows, (len(row_numbers), self.negatives)))
+            size = 1 if whole else ranks.world_size()
+            drawn = random.integers(1, self.rows, (len(row_numbers) * size, self.negatives))
+            away = torch.from_numpy(drawn[0 if whole else ranks.rank() :: size])
         own = row_numbers.unsqueeze(1)
         return torch.cat([own, (own + away.to(own.device)) % self.rows], dim=1)
 
@@ -142,6 +153,15 @@ class ContrastiveMemory(nn.Module):
             setattr(self, name, bank.index_copy(0, row_numbers.long(), nn.functional.normalize(moved, dim=-1)))
         self.constants = constants
         self.batches = self.batches + 1
+
+
+def _of_all_ranks(rows: Tensor) -> Tensor:
+    """What all ranks have of the rows of one batch, without gradients, in the batch's own order."""
+    parts = ranks.gathered(rows)
+    if len(parts) == 1:
+        return parts[0]
+    order = [(number, part) for number in range(max(map(len, parts))) for part in parts if number < len(part)]
+    return torch.stack([part[number] for number, part in order])
 
 
 def _embeddings(head: nn.Module, vectors: Tensor) -> Tensor:

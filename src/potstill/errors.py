@@ -11,6 +11,7 @@ PotstillError
 ├── TrainingError       training can't go on: a loss that is not a number
 ├── CacheError          a teacher's cache is of other knowledge, damaged, or has no room
 ├── RunFolderError      the run folder belongs to another recipe, or can't be written
+├── RankError           another process of a run on several devices failed, or is gone
 └── ExportError         an exported file can't be made, or differs from the student
 
 A message says what is wrong, what was given, what follows and what to do; `potstill.checks.problem` puts it together.
@@ -59,6 +60,18 @@ class CacheError(PotstillError):
 
 class RunFolderError(PotstillError):
     """The run folder belongs to another recipe, or can't be written."""
+
+
+class RankError(PotstillError):
+    """Another process of a run on several devices failed, or is gone.
+
+    Args:
+        said: the process that failed says the message itself.
+    """
+
+    def __init__(self, message: str, *, said: bool = False) -> None:
+        super().__init__(message)
+        self.said = said
 
 
 class ExportError(PotstillError):

@@ -1,6 +1,8 @@
 """The whole run, in the order of the picture: teacher, student, distil, refine, evaluate, export, report.
 
 Each step is a stage of the run folder: done once from the same inputs, and gone on with where it was stopped.
+
+Under a launcher that starts several processes, all of them train together; everything else is done by rank 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from potstill import ranks
+from potstill.caching import Caching, Shared
 from potstill.checks import problem
-from potstill.errors import ExportError, ModelError
+from potstill.errors import CacheError, DataError, ExportError, ModelError
 from potstill.evaluation.predict import fastest_device, load_predictions, predict_logits, save_predictions
 from potstill.evaluation.results import TRAIN, VALIDATION, Contender
+from potstill.knowledge import Needs
 from potstill.likeness import attention_pairs, measure_attention, why_no_maps
 from potstill.metrics import METRICS, primary, score
 from potstill.preflight import preflight, require_space, shape_text, student_notes
@@ -61,6 +66,7 @@ def run(
     overrides: Sequence[str] = (),
     update: bool = False,
     siblings: Sequence[Path] = (),
+    shared: Shared | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Run a recipe from start to end, or from where it was stopped.
@@ -71,6 +77,7 @@ def run(
         overrides: ``key=value`` strings, such as ``evaluate.seeds=3``.
         update: take a run folder whose recipe differs, and redo what the difference concerns.
         siblings: folders of other runs; a stage that one of them has done from the same inputs is taken from there.
+        shared: with those runs, where the teachers' knowledge is kept, and what all of them ask of it.
         progress: told what happens; nothing is said without it.
 
     Raises:
@@ -79,28 +86,82 @@ def run(
     """
     loaded = load_recipe(recipe, overrides)
     folder = Path(out) if out is not None else RUNS / loaded.name
-    with RunFolder(folder, loaded, update=update, siblings=siblings).opened() as opened:
-        return _Run(opened, progress or Silent()).all()
+    with ranks.together():
+        said = progress if progress is not None and ranks.is_main() else Silent()
+        with RunFolder(folder, loaded, update=update, siblings=siblings).opened() as opened:
+            return _Run(opened, said, shared).all()
+
+
+def cache(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    out: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    update: bool = False,
+    part: tuple[int, int] = (1, 1),
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Keep on disk what a recipe asks of its teachers, or go on where that was stopped; teachers are trained first.
+
+    Args:
+        recipe, out, overrides, update, progress: as in `run`, which then reads from there.
+        part: (number, of how many), from 1: the share of the rows that is kept here, where other machines do the rest.
+
+    Returns:
+        By teacher, what is kept and how near it comes to what was observed.
+
+    Raises:
+        PotstillError: something is wrong; the message says what, and what to do.
+    """
+    if not 1 <= part[0] <= part[1]:
+        raise CacheError(problem("A part is a number from 1 to how many there are", given=f"{part[0]} of {part[1]}"))
+    loaded = load_recipe(recipe, overrides)
+    folder = Path(out) if out is not None else RUNS / loaded.name
+    with ranks.together(), RunFolder(folder, loaded, update=update).opened() as opened:
+        return _Run(opened, progress or Silent()).knowledge((part[0] - 1, part[1]))
 
 
 class _Run:
     """The stages of one run. Each method is one, and reads what the ones before it left."""
 
-    def __init__(self, folder: RunFolder, progress: Progress) -> None:
+    def __init__(self, folder: RunFolder, progress: Progress, shared: Shared | None = None) -> None:
         self.folder = folder
+        self.shared = shared
         self.path = folder.path
         self.recipe = folder.recipe
         self.progress = progress
         self.failed_export: ExportError | None = None
 
     def all(self) -> Outcome:
-        with self.progress.stage("reading the data"):
-            self.bench = prepare_workbench(self.recipe, self.progress.say)
-        self._check()
+        self._prepare()
         teachers = self.school.teachers()
-        teacher = teachers[TEACHER]
         students = {key: stage for seed in self.seeds for key, stage in self.school.students(seed, teachers).items()}
-        models = {(name, self.recipe.seed): stage for name, stage in teachers.items()} | students
+        return ranks.on_main(lambda: self._measured(teachers, students))
+
+    def _prepare(self) -> None:
+        """Rows read, models checked, precision settled: what comes before anything is trained."""
+        with self.progress.stage("reading the data"):
+            self.bench = ranks.main_first(lambda: prepare_workbench(self.recipe, self.progress.say))
+        self._check_ranks()
+        trial, asked = ranks.on_main(self._check)
+        self.caching = Caching(self.bench, asked, self.path, self.progress, self.shared)
+        self.school = School(self.folder, self.bench, self.progress, trial, self.caching)
+        self.precision: Precision = self.school.precision(self.recipe.distill[0].train.precision)
+        self.progress.say(f"precision: {self.precision.name}, since {self.precision.why}")
+
+    def knowledge(self, part: tuple[int, int]) -> dict[str, Any]:
+        """Keep one part of what is asked of each teacher."""
+        self._prepare()
+        for stage in self.school.teachers().values():
+            name = stage.name.removeprefix("teachers/")
+            if name in self.caching.asked:
+                self.school.keep(stage, part)
+        return self.caching.records
+
+    def _measured(self, teachers: Mapping[str, Stage], students: Mapping[tuple[str, int], Stage]) -> Outcome:
+        """What is made of the models once they are trained: predictions, exports, costs and the report."""
+        teacher = teachers[TEACHER]
+        models = {(name, self.recipe.seed): stage for name, stage in teachers.items()} | dict(students)
         predictions = {key: self.predictions(*key, stage) for key, stage in models.items()}
         chosen = self.choose(predictions)
         exports = self.exports(chosen, students["student", chosen], predictions["student", chosen])
@@ -115,6 +176,7 @@ class _Run:
                 chosen,
             ),
             "attention": self.attention(chosen, teacher, students),
+            "kept": students["student", chosen].value.get("cache", {}),
         }
         outcome = self.report(results)
         if self.failed_export is not None:
@@ -125,8 +187,22 @@ class _Run:
     def seeds(self) -> list[int]:
         return [self.recipe.seed + number for number in range(self.recipe.evaluate.seeds)]
 
-    def _check(self) -> None:
-        """Everything that can be wrong with the models, before anything is trained."""
+    def _check_ranks(self) -> None:
+        """Refuse processes that read other rows from the same recipe, or that batches can't be shared among."""
+        for settings in self.recipe.trainings:
+            settings.rows_of_one_rank(ranks.world_size())
+        if not ranks.same(self.bench.digest):
+            raise DataError(
+                problem(
+                    "The processes of this run have read different rows from the same recipe",
+                    follows="Each would count rows and steps differently",
+                    do="Give files that are the same on all machines",
+                )
+            )
+
+    def _check(self) -> tuple[TrialSizes, Mapping[str, Needs]]:
+        """Everything that can be wrong with the models, before anything is trained; gives the student's sizes, and what
+        is asked of each teacher."""
         found = preflight(self.bench)
         require_space(self.path, found, self.recipe)
         if self.recipe.evaluate.attention_similarity:
@@ -134,14 +210,12 @@ class _Run:
                 do = "Set evaluate.attention_similarity=false"
                 raise ModelError(problem("Attention maps can't be compared here", given=why, do=do))
             self.pairs = attention_pairs(found.student, found.teacher, found.stages)
-        self.school = School(self.folder, self.bench, self.progress, TrialSizes.of(found.student))
-        self.precision: Precision = self.school.precision(self.recipe.distill[0].train.precision)
         self.progress.say(f"teacher: {shape_text(found.teacher)}; student: {shape_text(found.student)}")
         for note in student_notes(self.bench, found):
             self.progress.say(note)
-        self.progress.say(f"precision: {self.precision.name}, since {self.precision.why}")
         if self.bench.attention:
             self.progress.say("attention maps are asked for, so both models run eager attention, which is slower")
+        return TrialSizes.of(found.student), found.asked
 
     # ---- evaluation
 

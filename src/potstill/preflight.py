@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from potstill import export
 from potstill.checks import problem
 from potstill.errors import ModelError, RecipeError, RunFolderError
+from potstill.knowledge import Needs
 from potstill.knowledge.architectures import describe, longest_input
 from potstill.mappings import selection
 from potstill.objective import BoundObjective
@@ -149,6 +150,7 @@ class Preflight:
     teachers: Mapping[str, PreTrainedModel]  # who teaches the student: the teachers, or the last of a chain
     peers: tuple[tuple[PreTrainedModel, ...], ...]  # stage by stage, who learns along
     stages: tuple[BoundObjective, ...]
+    asked: Mapping[str, Needs]  # by teacher, what those ask who learn from it
 
 
 def preflight(bench: Workbench, trained: Path | None = None) -> Preflight:
@@ -164,16 +166,17 @@ def preflight(bench: Workbench, trained: Path | None = None) -> Preflight:
         _require_tokens(bench.for_teacher, name, model)
         if recipe.teacher.precision == "int8":
             require_int8(model)
+    asked: list[Mapping[str, Needs]] = []  # of each in the chain
     for assistant in recipe.chain:
         made = start_student(bench, teacher, recipe.seed, assistant.student)
         _require_positions(bench, "assistant", made)
-        _bind_stages(bench, assistant.distill or recipe.distill, made, taught_by, teacher)
+        asked.append(_bind_stages(bench, assistant.distill or recipe.distill, made, taught_by, teacher)[2])
         taught_by = {TEACHER: made}
     student = start_student(bench, teacher, recipe.seed)
     _require_positions(bench, "student", student)
     _require_tokens(bench, "student", student)
-    peers, stages = _bind_stages(bench, recipe.distill, student, taught_by, teacher)
-    return Preflight(teacher, student, taught_by, peers, stages)
+    peers, stages, own = _bind_stages(bench, recipe.distill, student, taught_by, teacher)
+    return Preflight(teacher, student, taught_by, peers, stages, [*asked, own][0])
 
 
 def _bind_stages(
@@ -182,9 +185,11 @@ def _bind_stages(
     student: PreTrainedModel,
     teachers: Mapping[str, PreTrainedModel],
     source: PreTrainedModel,
-) -> tuple[tuple[tuple[PreTrainedModel, ...], ...], tuple[BoundObjective, ...]]:
-    """Stage by stage, the peers that learn along, and the objective bound to a student and all its teachers."""
+) -> tuple[tuple[tuple[PreTrainedModel, ...], ...], tuple[BoundObjective, ...], dict[str, Needs]]:
+    """Stage by stage, the peers that learn along, and the objective bound to a student and all its teachers; and what
+    all stages together ask of each teacher."""
     together, found = [], []
+    asked: dict[str, Needs] = {}
     own = bench.teacher_tokenizer if teachers[TEACHER] is source else None  # an assistant reads as its student does
     for stage in stages:
         if stage.freeze:
@@ -207,7 +212,8 @@ def _bind_stages(
             require_aligned(distiller.objective, bench.transfer, bench.tokenizer, own)
         _try(distiller, bench)
         found.append(distiller.objective)
-    return tuple(together), tuple(found)
+        asked |= {name: needs | asked.get(name, needs) for name, needs in distiller.asked.items()}
+    return tuple(together), tuple(found), asked
 
 
 def _try(distiller: Distiller, bench: Workbench) -> None:

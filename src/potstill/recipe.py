@@ -17,6 +17,7 @@ from potstill.checks import nearest, problem, unknown_name
 from potstill.errors import RecipeError
 from potstill.sections import (
     AssistantSection,
+    CacheSection,
     DataSection,
     EvaluateSection,
     ExportSection,
@@ -28,6 +29,7 @@ from potstill.sections import (
 )
 from potstill.terms import PEERS, TEACHER
 from potstill.training.combination import CONFIDENT, Combination
+from potstill.training.settings import TrainSettings
 
 SCALARS = ("int", "float", "str", "constrained-int")
 
@@ -45,6 +47,7 @@ class Recipe(Section):
     generations: Annotated[int, Ge(1)] = 1
     distill: Annotated[list[StageSection], Field(min_length=1)]
     refine: RefineSection | None = None
+    cache: CacheSection = CacheSection()
     evaluate: EvaluateSection = EvaluateSection()
     export: ExportSection = ExportSection()
 
@@ -95,6 +98,14 @@ class Recipe(Section):
             return None
         weights = {TEACHER: self.teacher.weight, **{other.name: other.weight for other in self.teacher.others}}
         return Combination(weights, self.teacher.route)
+
+    @property
+    def trainings(self) -> list[TrainSettings]:
+        """The settings of every stage of training."""
+        stages = [*self.distill, *(stage for one in self.chain for stage in one.distill or ())]
+        found = [self.teacher.train, *(other.train for other in self.teacher.others)]
+        found += [stage.train for stage in stages] + ([] if self.refine is None else [self.refine.train])
+        return [one for one in found if one is not None]
 
     @property
     def roles(self) -> list[str]:

@@ -7,6 +7,9 @@ run leaves no half of one.
 
 Runs that stand beside each other share what is equal: a stage that a sibling has done from the same inputs is taken
 from there. Its files are hard links where the disk has them, which is safe since nothing here is ever changed in place.
+
+Several processes that do one run together share the folder: rank 0 holds the lock, decides what is done, and writes the
+markers. A stage is its work too, unless all do it together.
 """
 
 import errno
@@ -16,7 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from potstill import ranks
 from potstill.checks import problem
 from potstill.errors import RunFolderError
 from potstill.recipe import Recipe
@@ -121,13 +125,33 @@ class RunFolder:
     @contextmanager
     def opened(self) -> Iterator["RunFolder"]:
         """Check, lock and prepare the folder; a full disk inside becomes a `RunFolderError`."""
+        with ExitStack() as stack:
+            ranks.on_main(lambda: self._hold(stack))
+            if not ranks.same(self._opened_at()):
+                raise RunFolderError(
+                    problem(
+                        f"The run folder {self.path} is not the same folder for all processes of this run",
+                        follows="Some would find neither checkpoints nor models",
+                        do="Give a folder that all machines share with --out",
+                    )
+                )
+            stack.enter_context(_full_disk_explained(self.path))
+            yield self
+
+    def _opened_at(self) -> int | None:
+        """When rank 0 opened the folder, as this machine sees it: its copy of the recipe is written each time."""
+        recipe = self.path / "recipe.yaml"
+        return recipe.stat().st_mtime_ns if recipe.exists() else None
+
+    def _hold(self, stack: ExitStack) -> None:
+        """Make, lock and claim the folder, for as long as the stack is open."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(problem(f"The run folder {self.path} can't be made", given=error)) from None
-        with _locked(self.path), _full_disk_explained(self.path):
+        stack.enter_context(_locked(self.path))
+        with _full_disk_explained(self.path):
             self._claim()
-            yield self
 
     def _claim(self) -> None:
         known, markers = self.path / "recipe.yaml", self.path / MARKERS
@@ -186,7 +210,13 @@ class RunFolder:
         return None
 
     def stage(
-        self, name: str, made_from: Any, work: Callable[[Path], dict[str, Any]], leaves: Sequence[str] = ()
+        self,
+        name: str,
+        made_from: Any,
+        work: Callable[[Path], dict[str, Any]],
+        leaves: Sequence[str] = (),
+        *,
+        together: bool = False,
     ) -> Stage:
         """Do a stage, unless it was done from the same inputs, here or in a sibling.
 
@@ -195,18 +225,29 @@ class RunFolder:
             made_from: plain data; everything that decides what the stage gives.
             work: does it, in a working folder of its own that survives an interruption; returns plain data.
             leaves: files and folders that it leaves in the run folder; where one was removed, the stage is done again.
+            together: all ranks do the work, and what it returns on rank 0 counts; else rank 0 does it alone.
         """
-        stage = self.done(name, made_from, leaves) or self._taken(name, made_from, leaves)
+        stage = ranks.on_main(lambda: self.done(name, made_from, leaves) or self._taken(name, made_from, leaves))
         if stage is None:
-            self._marker(name).unlink(missing_ok=True)
-            folder = self._work_folder(name, digest(made_from))
+            folder = ranks.on_main(lambda: self._begun(name, digest(made_from)))
             started = time.monotonic()
-            value = work(folder)
-            stage = Stage(name, value, digest(made_from), time.monotonic() - started, reused=False)
-            entry = {"digest": stage.digest, "seconds": stage.seconds, "value": value, "made_from": made_from}
-            write_text(self._marker(name), json.dumps(entry, indent=1, default=str))
-            shutil.rmtree(folder.parent, ignore_errors=True)
+            value = work(folder) if together else ranks.on_main(lambda: work(folder))
+            seconds = time.monotonic() - started
+            stage = ranks.on_main(lambda: self._ended(name, made_from, value, seconds))
         self.stages.append(stage)
+        return stage
+
+    def _begun(self, name: str, made_from: str) -> Path:
+        """The working folder of a stage that is to be done; its marker is gone from here on."""
+        self._marker(name).unlink(missing_ok=True)
+        return self._work_folder(name, made_from)
+
+    def _ended(self, name: str, made_from: Any, value: dict[str, Any], seconds: float) -> Stage:
+        """The stage with its marker written and its working folder removed."""
+        stage = Stage(name, value, digest(made_from), seconds, reused=False)
+        entry = {"digest": stage.digest, "seconds": seconds, "value": value, "made_from": made_from}
+        write_text(self._marker(name), json.dumps(entry, indent=1, default=str))
+        shutil.rmtree(self.path / WORK / name.replace("/", "-"), ignore_errors=True)
         return stage
 
     def _marker(self, name: str) -> Path:

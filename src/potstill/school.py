@@ -1,6 +1,7 @@
 """Who is trained, from whom, and in which stages: teachers, the chain of assistants, the student and its baselines.
 
-Each is a stage of the run folder: done once from the same inputs, and gone on with where it was stopped.
+Each is a stage of the run folder: done once from the same inputs, and gone on with where it was stopped. Where several
+processes do the run, each of them trains, and rank 0 saves.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from potstill import ranks
+from potstill.caching import Caching
+from potstill.checks import problem
+from potstill.errors import CacheError
 from potstill.evaluation.predict import fastest_device, predict_logits
 from potstill.evaluation.reduced import reduced_fidelity
 from potstill.evaluation.results import TRAIN, VALIDATION
@@ -24,8 +29,9 @@ from potstill.sections import AssistantSection, StudentSection
 from potstill.shipping import fingerprint, save_model
 from potstill.terms import TEACHER
 from potstill.training import Precision, TrainSettings, detect_precision
+from potstill.training.distiller import Teacher
 from potstill.training.precision import AUTO, BFLOAT16, FLOAT32, USUAL, TrialSizes
-from potstill.training.stages import Lesson, train
+from potstill.training.stages import Lesson, total_steps, train
 from potstill.workbench import LABELS_ONLY, Workbench, model_path
 
 PEER_SEEDS = 1000  # between students that learn together: alike in weights, they would teach each other nothing
@@ -47,13 +53,21 @@ class Lessons:
 class School:
     """Trains everyone of a run, each once."""
 
-    def __init__(self, folder: RunFolder, bench: Workbench, progress: Progress, trial: TrialSizes = USUAL) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        bench: Workbench,
+        progress: Progress,
+        trial: TrialSizes = USUAL,
+        caching: Caching | None = None,
+    ) -> None:
         self.folder = folder
         self.path = folder.path
         self.bench = bench
         self.recipe = bench.recipe
         self.progress = progress
         self.trial = trial
+        self.caching = caching
 
     def precision(self, asked: str) -> Precision:
         """The precision to train in. With ``auto`` it is measured once, and kept: a run that goes on takes the one that
@@ -88,11 +102,11 @@ class School:
             set_seed(seed)  # for the new head
             loaded = bench.load(path).model
             value = self._train(loaded, [Lessons(LABELS_ONLY, settings)], folder, seed, {}, place)
-            save_model(loaded, bench.tokenizer, self.path / place)
+            ranks.on_main(lambda: save_model(loaded, bench.tokenizer, self.path / place))
             return {"path": place, **value}
 
         leaves: list[str] = [place] if settings is not None else []
-        return self.folder.stage(place, {**made_from, "seed": seed}, work, leaves)
+        return self.folder.stage(place, {**made_from, "seed": seed}, work, leaves, together=True)
 
     def students(self, seed: int, teachers: Mapping[str, Stage]) -> dict[tuple[str, int], Stage]:
         """All that is trained with one seed: the chain of assistants, the student, and its baselines."""
@@ -147,7 +161,7 @@ class School:
         def work(folder: Path) -> dict[str, Any]:
             source = load_teacher(self.bench, self.model(teacher))
             teachers = {
-                name: source if stage is teacher else load_teacher(self.bench, self.model(stage))
+                name: self._remembered(stage, source if stage is teacher else self._loaded(stage), lessons)
                 for name, stage in (learns_from if taught else {}).items()
             }
             if role == "pretrained_baseline":
@@ -158,10 +172,48 @@ class School:
             if self.recipe.evaluate.seeds > 1:
                 title = f"{title}, seed {seed}"
             value = self._train(model, lessons, folder, seed, teachers, title, source)
-            save_model(model, self.bench.tokenizer, self.path / place)
-            return {"path": place, **value}
+            ranks.on_main(lambda: save_model(model, self.bench.tokenizer, self.path / place))
+            kept = self.caching.records if taught and self.caching is not None else {}
+            return {"path": place, **value, **({"cache": kept} if kept else {})}
 
-        return self.folder.stage(place, made_from, work, [place])
+        return self.folder.stage(place, made_from, work, [place], together=True)
+
+    def _loaded(self, stage: Stage) -> PreTrainedModel:
+        """A model that teaches: a teacher, or one of the chain."""
+        return load_teacher(self.bench, self.model(stage))
+
+    def _remembered(self, stage: Stage, teacher: PreTrainedModel, lessons: Sequence[Lessons]) -> Teacher:
+        """One of the recipe's teachers with its answers on disk where that pays; else the model, which runs along."""
+        name = stage.name.removeprefix("teachers/")
+        if self.caching is None or name not in self.caching.asked:
+            return teacher
+        runs_in, passes = self._reading(lessons)
+        if runs_in is None:
+            return teacher
+        found = self.caching.of(name, teacher, passes, runs_in)
+        return teacher if found is None else found
+
+    def _reading(self, lessons: Sequence[Lessons]) -> tuple[str | None, float]:
+        """The precision that teachers run in (None: another in each stage), and the passes of all seeds."""
+        taught = [lesson for lesson in lessons if lesson.objective is not LABELS_ONLY]
+        runs_in = {lesson.teacher_precision or self.precision(lesson.train.precision).name for lesson in taught}
+        steps = [total_steps(lesson.train, len(self.bench.transfer)) for lesson in taught]
+        passes = self.recipe.evaluate.seeds * sum(taken / epoch for taken, epoch in steps)
+        return (runs_in.pop() if len(runs_in) == 1 else None), passes
+
+    def keep(self, teacher: Stage, part: tuple[int, int]) -> None:
+        """Have one part of what a teacher knows on disk, whether it pays or not."""
+        assert self.caching is not None
+        name = teacher.name.removeprefix("teachers/")
+        first = next(iter(self.recipe.chain), None)
+        stages = self.recipe.distill if first is None or first.distill is None else first.distill
+        lessons = [Lessons(stage.objective(), stage.train) for stage in stages]
+        lessons, _ = self._with_teachers_precision(lessons, {name: teacher})
+        runs_in, passes = self._reading(lessons)
+        if runs_in is None:
+            what = "The stages train in several precisions, so that the teacher runs in several"
+            raise CacheError(problem(what, do="Give all of them one train.precision, or set teacher.precision"))
+        self.caching.keep(name, self._loaded(teacher), self.caching.asked[name], runs_in, passes, part)
 
     def _train(
         self,
@@ -169,7 +221,7 @@ class School:
         lessons: Sequence[Lessons],
         folder: Path,
         seed: int,
-        teachers: Mapping[str, PreTrainedModel],
+        teachers: Mapping[str, Teacher],
         title: str,
         source: PreTrainedModel | None = None,
     ) -> dict[str, Any]:

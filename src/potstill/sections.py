@@ -256,6 +256,19 @@ class RefineSection(Section):
     train: Refine = Refine()
 
 
+class CacheSection(Section):
+    """Whether the teachers' knowledge is kept on disk: by itself where it pays (``auto``), ``always``, ``never``, or
+    ``only``: read from what is there, and refused where anything is missing.
+
+    `folder` is that of the run where none is named. With `precision: int8` each vector has a scale.
+    """
+
+    use: Literal["auto", "always", "never", "only"] = "auto"
+    folder: str | None = None
+    precision: Literal["float32", "float16", "bfloat16", "int8"] = "float16"
+    limit_gb: Annotated[float, Gt(0)] = 20.0
+
+
 class EvaluateSection(Section):
     """What is compared, and how often."""
 

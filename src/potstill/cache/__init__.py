@@ -5,13 +5,14 @@ from potstill.cache.identity import Identity, Storage, teacher_digest, tokenizer
 from potstill.cache.keys import row_keys
 from potstill.cache.read import CACHED, CachedCollator, CachedTeacher, Lookup, Recall
 from potstill.cache.store import Cache, caches, find, nearest, open_cache
-from potstill.cache.write import Work, Written, plan_work, row_bytes, row_lengths, write_cache
+from potstill.cache.write import Estimate, Work, Written, estimate, plan_work, row_bytes, row_lengths, write_cache
 
 __all__ = [
     "CACHED",
     "Cache",
     "CachedCollator",
     "CachedTeacher",
+    "Estimate",
     "Identity",
     "Lookup",
     "Recall",
@@ -19,6 +20,7 @@ __all__ = [
     "Work",
     "Written",
     "caches",
+    "estimate",
     "find",
     "measure",
     "measure_and_keep",

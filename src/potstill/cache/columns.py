@@ -258,19 +258,20 @@ def packed(numbers: Tensor, bits: int) -> Tensor:
     if bits == 16:
         return torch.stack([numbers & 255, numbers >> 8], -1).flatten(-2).to(torch.uint8)
     each = 8 // bits
-    filled = torch.nn.functional.pad(numbers, (0, -numbers.shape[-1] % each)).unflatten(-1, (-1, each))
+    filled = torch.nn.functional.pad(numbers, (0, -numbers.shape[-1] % each))
     shifts = torch.arange(0, 8, bits, device=numbers.device)
-    return (filled << shifts).sum(-1).to(torch.uint8)
+    bytes_of = filled.reshape(*numbers.shape[:-1], -1, each) << shifts
+    return bytes_of.sum(-1).to(torch.uint8)
 
 
 def unpacked(found: Tensor, bits: int, count: int) -> Tensor:
     """The numbers that `packed` made bytes of, int64 [*, count]."""
     numbers = found.to(torch.int64)
     if bits == 16:
-        pairs = numbers.unflatten(-1, (-1, 2))
-        return pairs[..., 0] | pairs[..., 1] << 8
+        return numbers[..., 0::2] | numbers[..., 1::2] << 8
     shifts = torch.arange(0, 8, bits, device=found.device)
-    return ((numbers.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)).flatten(-2)[..., :count]
+    several = (numbers.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
+    return several.flatten(-2)[..., :count]
 
 
 def _last(column: Column, lengths: Mapping[str, Tensor]) -> Tensor | int:

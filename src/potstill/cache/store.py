@@ -171,7 +171,8 @@ def open_cache(folder: Path) -> Cache:
 
 
 def _shape(data: Mapping[str, Any]) -> ModelShape:
-    return ModelShape(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    return ModelShape(**given)
 
 
 def caches(root: Path) -> list[Path]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from potstill.cache.columns import DECODER, TOKENS, Codec, Column, columns_of
-from potstill.cache.identity import Identity
+from potstill.cache.identity import Identity, Storage
 from potstill.cache.keys import BYTES, Keys, input_columns, row_keys
 from potstill.cache.shards import write_shard
 from potstill.cache.store import Cache, create, find, set_damaged_aside
@@ -50,6 +50,16 @@ class Work:
     def rows(self) -> int:
         """Rows that are missing."""
         return sum(len(parcel) for parcel in self.parcels)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How much room the knowledge of some rows takes."""
+
+    columns: tuple[Column, ...]
+    rows: int
+    tokens: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,20 @@ def write_cache(
         if progress is not None:
             progress(done, work.rows, None)
     return Written(cache.reopened(), done, time.monotonic() - started, tuple(replaced))
+
+
+def estimate(observer: Observer, rows: Any, collate: Collate, storage: Storage) -> Estimate:
+    """The room that what is observed takes: from the rows' lengths, and what the teacher says to the first of them.
+
+    Raises:
+        ModelError: something of it can't be kept by row.
+    """
+    columns = columns_of(observe_rows(observer, rows, [0], collate), observer.needs, 1)
+    codecs = {column.name: Codec(column, storage) for column in columns}
+    _, first = np.unique(row_keys(rows, observer.prefix), return_index=True)
+    lengths, counts = np.unique(row_lengths(rows, observer.prefix)[first], return_counts=True)
+    sizes = [row_bytes(columns, codecs, int(length)) for length in lengths]
+    return Estimate(tuple(columns), len(first), int(lengths @ counts), int(np.dot(sizes, counts)))
 
 
 def row_lengths(rows: Any, prefix: str = "") -> np.ndarray[Any, Any]:

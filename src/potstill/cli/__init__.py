@@ -1,15 +1,18 @@
 """The command line. A command is a function in a file of its own, and imports inside it: `--help` is instant."""
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
 from potstill import __version__
-from potstill.cli import compare, evaluate, export, plan, predict, recipes, report, run, samples, search
-from potstill.errors import PotstillError
+from potstill.checks import problem
+from potstill.cli import cache, compare, evaluate, export, plan, predict, recipes, report, run, samples, search
+from potstill.errors import PotstillError, RankError
 
 INTERRUPTED = 130
+TOGETHER = ("run",)  # the commands that several processes may do together
 
 app = typer.Typer(
     name="potstill",
@@ -23,6 +26,7 @@ app.command()(run.run)
 app.command()(plan.plan)
 app.command()(compare.compare)
 app.command()(search.search)
+app.add_typer(cache.app, name="cache")
 app.command()(predict.predict)
 app.command()(evaluate.evaluate)
 app.command()(export.export)
@@ -39,11 +43,21 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    pass
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1 and context.invoked_subcommand not in TOGETHER:
+        raise RankError(
+            problem(
+                f"`potstill {context.invoked_subcommand}` is done by one process",
+                given=f"{processes}, started by a launcher",
+                do=f"Start it without the launcher; with several processes go: {', '.join(TOGETHER)}",
+            ),
+            said=os.environ.get("RANK", "0") != "0",
+        )
 
 
 def main() -> None:
@@ -51,7 +65,8 @@ def main() -> None:
     try:
         app()
     except PotstillError as error:
-        for line in str(error).splitlines():
+        said = isinstance(error, RankError) and error.said  # by the process that failed
+        for line in () if said else str(error).splitlines():
             typer.secho(f"error: {line}", fg="red", err=True)
         sys.exit(1)
     except SystemExit as done:

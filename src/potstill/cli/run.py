@@ -1,5 +1,6 @@
 """`potstill run`: a recipe from start to end, or from where it was stopped."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ def run(
 ) -> None:
     """Teacher, student, distillation, comparison, export and report, by one recipe.
 
-    Stopped work goes on: give the same command again.
+    Stopped work goes on: give the same command again. A launcher may start several processes for it (torchrun).
     """
     from potstill.cli.summary import print_summary
     from potstill.pipeline import run as run_recipe
@@ -29,5 +30,7 @@ def run(
 
     terminal = Terminal()
     outcome = run_recipe(recipe, out, overrides=overrides or (), update=update, progress=terminal)
+    if int(os.environ.get("RANK", "0")) > 0:
+        return  # the first process speaks
     print_summary(outcome.results, terminal.console)
     terminal.say(f"\nstudent: {outcome.student}\nreport:  {outcome.report}")

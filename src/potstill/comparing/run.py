@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from potstill.caching import Shared
 from potstill.checks import problem
 from potstill.comparing.axes import axes, choices
 from potstill.comparing.benches import Benches
@@ -18,12 +19,13 @@ from potstill.comparing.cells import Cell, cells
 from potstill.comparing.numbers import Finished, results_of
 from potstill.errors import PotstillError, RecipeError
 from potstill.evaluation.predict import load_predictions
+from potstill.knowledge import Needs
 from potstill.likeness import attention_pairs, measure_attention, why_no_maps
 from potstill.pipeline import RUNS, run
 from potstill.preflight import load_teacher, preflight, start_student
 from potstill.progress import Progress, Silent, titled
 from potstill.recipe import Recipe, load_recipe
-from potstill.runs import RunFolder, write_json
+from potstill.runs import RunFolder, digest, write_json
 from potstill.shipping import measure_cost
 
 CELLS = "cells"
@@ -87,6 +89,7 @@ class _Comparison:
         self.recipe = recipe
         self.progress = progress
         self.benches = Benches(progress)
+        self.asked: dict[str, tuple[str, Mapping[str, Needs]]] = {}  # cell -> its teachers, and what it asks of them
 
     def all(self, combinations: Sequence[Mapping[str, Any]], own_settings: bool) -> ComparisonOutcome:
         found = cells(self.recipe, combinations, lambda r: len(self.benches.of(r).transfer), own_settings=own_settings)
@@ -124,6 +127,7 @@ class _Comparison:
         """Check a variant; gives its pairs of layers whose attention maps are compared, or why there are none."""
         bench = self.benches.of(cell.recipe)
         checked = preflight(bench)
+        self.asked[cell.key] = (digest([cell.recipe.as_dict()["teacher"], bench.for_teacher.digest]), checked.asked)
         return why_no_maps(bench, checked) or attention_pairs(checked.student, checked.teacher, checked.stages)
 
     def same_rows(self, cell: Cell, first: Cell) -> None:
@@ -143,7 +147,16 @@ class _Comparison:
         """One cell as an ordinary run, with all others as siblings."""
         home = self.path / CELLS
         siblings = [folder for folder in sorted(home.glob("*")) if folder.is_dir() and folder.name != cell.key]
-        run(cell.recipe, home / cell.key, update=True, siblings=siblings, progress=titled(self.progress, title))
+        said = titled(self.progress, title)
+        run(cell.recipe, home / cell.key, update=True, siblings=siblings, shared=self.shared(cell), progress=said)
+
+    def shared(self, cell: Cell) -> Shared:
+        """Where the teachers' knowledge is kept for all cells, and what those ask together that have one teacher."""
+        alike = [asked for key, asked in self.asked.values() if key == self.asked[cell.key][0]]
+        together: dict[str, Needs] = {}
+        for asked in alike:
+            together |= {name: needs | together.get(name, needs) for name, needs in asked.items()}
+        return Shared(self.path / "cache", len(alike), together)
 
     def finished(self, cell: Cell) -> Finished:
         """What a cell left."""

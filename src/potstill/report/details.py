@@ -108,6 +108,18 @@ def data_facts(results: Results) -> Facts:
     )
 
 
+def _kept(name: str, record: Mapping[str, Any]) -> str:
+    """``teacher: kept on disk in float16, 12.3 MB, 14.2 bytes a token; …``."""
+    found = record.get("fidelity") or {}
+    size = f"{formats.whole(record['bytes'] / 1e6)} MB" if record["bytes"] > 1e7 else f"{record['bytes'] / 1e6:.2f} MB"
+    each = f", {record['bytes'] / record['tokens']:.1f} bytes a token" if record.get("tokens") else ""
+    logits = (found.get("columns") or {}).get("logits") or {}
+    near = f"; KL to the live answers {logits['kl']:.1g} nats" if "kl" in logits else ""
+    took = f"; written in {formats.duration(record['written_seconds'])}" if record.get("written_rows") else ""
+    once = f"seen once in place of {formats.label_number(record['passes'])} times"
+    return f"{name}: kept on disk in {found.get('precision', 'float16')}, {size}{each}{near}; {once}{took}"
+
+
 def _present(*facts: tuple[str, Any]) -> Facts:
     return [(name, formats.label(text)) for name, text in facts if text not in (None, "", [])]
 
@@ -184,6 +196,7 @@ def run_facts(results: Results) -> Facts:
         ("Accelerator", machine.get("accelerator") or ("none" if machine else "")),
         ("Precision", f"{precision['training']}{reason}" if precision.get("training") else ""),
         ("Teacher's precision", teachers),
+        ("Teacher's answers", "; ".join(_kept(name, one) for name, one in (results.get("kept") or {}).items())),
         ("Seeds", ", ".join(str(seed) for seed in run.get("seeds") or [])),
         ("Loss convention", run.get("convention")),
         ("Versions", ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items())),

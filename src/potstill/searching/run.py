@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from potstill.caching import Caching, Shared
 from potstill.checks import problem
 from potstill.comparing.axes import override
 from potstill.comparing.benches import Benches
@@ -119,6 +120,7 @@ class _Search:
 
     def all(self, trials: int, hours: float | None) -> SearchOutcome:
         self.benches = Benches(self.progress, without_test)
+        self.budget = trials
         self.bench = self.benches.of(self.base)
         self.metric = METRICS[primary(self.bench.task.problem)]
         self.check()
@@ -232,7 +234,9 @@ class _Search:
         with RunFolder(home / name, recipe, update=True, siblings=siblings).opened() as folder:
             found_models = preflight(bench)
             trial = TrialSizes.of(found_models.student)
-            school = School(folder, bench, titled(self.progress, title), trial)
+            shared = Shared(self.path / "cache", self.budget)
+            caching = Caching(bench, found_models.asked, folder.path, self.progress, shared)
+            school = School(folder, bench, titled(self.progress, title), trial, caching)
             teachers = school.teachers()
             seeds = [recipe.seed + number for number in range(recipe.evaluate.seeds)]
             found = []

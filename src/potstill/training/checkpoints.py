@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
 
+from potstill import ranks
 from potstill.checks import problem
 from potstill.errors import ModelError
 from potstill.training.distiller import Distiller
@@ -23,7 +24,14 @@ STUDENT, PROJECTORS, PEERS = "student.safetensors", "projectors.safetensors", "p
 
 
 def save_weights(distiller: Distiller, folder: Path) -> None:
-    """Write the weights of the student, of what trains beside it, and of its peers; shared tensors once."""
+    """Write the weights of the student, of what trains beside it, and of its peers; shared tensors once.
+
+    Of several ranks all call it, and rank 0 writes.
+    """
+    ranks.on_main(lambda: _write(distiller, folder))
+
+
+def _write(distiller: Distiller, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _save(distiller.student, folder / STUDENT)
     if len(distiller.projectors):

@@ -94,7 +94,7 @@ class Distiller(Member):
         rows: int = 0,
         own_columns: bool = False,
     ) -> None:
-        teachers = by_name(teacher)
+        teachers: dict[str, Teacher] = by_name(teacher)
         members = [student, *peers]
         others = [_others(members, model) for model in members]
         bound = [

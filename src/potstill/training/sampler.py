@@ -1,4 +1,7 @@
-"""Batches of like length, as a pure function of seed and epoch: a resumed run sees the batches it would have seen."""
+"""Batches of like length, as a pure function of seed and epoch: a resumed run sees the batches it would have seen.
+
+Several ranks share each batch, so that they train on what one process would train on.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -48,3 +51,35 @@ class LengthGroupedSampler(Sampler[int]):
             batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         shuffled = [batches[i] for i in random.permutation(len(batches))]
         return iter(np.concatenate([*shuffled, order[whole:]]).tolist())
+
+
+class SharedBatches(Sampler[list[int]]):
+    """One rank's part of every batch: its rows number `rank`, `rank` + `world_size`, and so on.
+
+    Rows of like length thus come to all ranks, and none waits for another. All ranks have the same number of batches.
+    In a last batch with fewer rows than there are ranks, the ranks left over repeat rows of it.
+
+    Args:
+        sampler: gives the rows of batch after batch.
+        batch_size: rows of a batch of all ranks together.
+        rank, world_size: of this process.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, batch_size: int, rank: int, world_size: int) -> None:
+        self.batch_sampler = sampler  # so named, since `Trainer` looks for it there to say which epoch it is
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """The batches of this epoch come next; so it is called where the first of them are skipped."""
+        self.batch_sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return -(-len(self.batch_sampler) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rows = list(self.batch_sampler)
+        for start in range(0, len(rows), self.batch_size):
+            batch = rows[start : start + self.batch_size]
+            yield batch[self.rank :: self.world_size] or [batch[self.rank % len(batch)]]

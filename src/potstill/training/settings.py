@@ -5,6 +5,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
+from potstill.checks import problem
+from potstill.errors import ArgumentError
+
 Count = Annotated[int, Ge(1)]
 
 
@@ -15,8 +18,8 @@ class TrainSettings:
     Args:
         epochs: passes over the training rows; ignored where `steps` is given.
         steps: optimiser steps.
-        batch_size: rows of one optimiser step on one device, before `accumulation`.
-        accumulation: micro-batches of one optimiser step; `batch_size` is that of a micro-batch.
+        batch_size: rows of a batch, over all devices together, so that a recipe means the same on any number of them.
+        accumulation: batches of one optimiser step.
         learning_rate, weight_decay, warmup, schedule: of AdamW; warmup is a share of the steps; schedule a name of
             transformers' schedulers.
         max_grad_norm: gradients are clipped to this norm; 0 clips nothing.
@@ -47,6 +50,18 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.early_stopping is not None and self.keep != "best":
             raise ValueError("early_stopping looks for the best score, so it needs keep: best")
+
+    def rows_of_one_rank(self, world_size: int) -> int:
+        """The rows of a batch that each of so many processes gets; `ArgumentError` where they can't be shared."""
+        if self.batch_size % world_size:
+            raise ArgumentError(
+                problem(
+                    "A batch can't be shared evenly among the processes of this run",
+                    given=f"train.batch_size={self.batch_size}, {world_size} processes",
+                    do=f"Set train.batch_size to a multiple of {world_size}, or start another number of processes",
+                )
+            )
+        return self.batch_size // world_size
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
+from potstill import ranks
 from potstill.objective import Objective
 from potstill.tasks.base import Rows, Task
 from potstill.training.checkpoints import is_last, latest, load_weights, prune, save_weights, take_projections
@@ -66,15 +68,11 @@ class Lesson:
         return torch.bfloat16 if precision.bfloat16 else None
 
 
-def total_steps(settings: TrainSettings, rows: int, world_size: int = 1) -> tuple[int, int]:
+def total_steps(settings: TrainSettings, rows: int) -> tuple[int, int]:
     """(optimiser steps of the stage, optimiser steps of one epoch)."""
-    batches = math.ceil(rows / (settings.batch_size * world_size))
+    batches = math.ceil(rows / settings.batch_size)
     per_epoch = max(1, math.ceil(batches / settings.accumulation))
     return settings.steps or max(1, math.ceil(settings.epochs * per_epoch)), per_epoch
-
-
-def _world_size() -> int:
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def train(
@@ -98,7 +96,7 @@ def train(
         RecipeError, ModelError: the lesson doesn't fit the student.
         TrainingError: a loss that is not a finite number; the last good checkpoint stays in `folder`.
     """
-    steps, _ = total_steps(settings, len(lesson.rows), _world_size())
+    steps, _ = total_steps(settings, len(lesson.rows))
     trainer = DistillationTrainer(
         student,
         lesson.objective,
@@ -118,40 +116,58 @@ def train(
     )
     if earlier is not None:
         take_projections(trainer.distiller, earlier / "final")
-    final, finished = folder / "final", folder / "finished.json"
-    if finished.exists():
+    final = folder / "final"
+    record, checkpoint, ended = ranks.on_main(partial(_left_in, folder))
+    if record is not None:
         load_weights(trainer.distiller, final)
         student.eval()  # type: ignore[no-untyped-call]
-        return TrainRecord(**json.loads(finished.read_text(encoding="utf-8")))
-    checkpoint = latest(folder)
-    if checkpoint is not None and is_last(checkpoint):
+        return record
+    if checkpoint is not None and ended:
         trainer.restore(checkpoint)  # `Trainer` would take one step more
     else:
         with frozen(student, lesson.freeze):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if settings.keep == "best" and trainer.best_checkpoint is not None:
-        load_weights(trainer.distiller, trainer.best_checkpoint)
-    record = _record(trainer, settings)
+    best = ranks.on_main(lambda: trainer.best_checkpoint) if settings.keep == "best" else None
+    if best is not None:
+        load_weights(trainer.distiller, best)
+    made = _record(trainer, settings)
     save_weights(trainer.distiller, final)
-    beside = finished.with_suffix(".new")
-    beside.write_text(json.dumps(record.as_dict()), encoding="utf-8")
-    beside.replace(finished)
-    prune(folder, set())
+    ranks.on_main(lambda: _finish(folder, made))
     student.eval()  # type: ignore[no-untyped-call]
-    return record
+    return made
+
+
+FINISHED = "finished.json"
+
+
+def _left_in(folder: Path) -> tuple[TrainRecord | None, Path | None, bool]:
+    """What an earlier start left: the record of finished training, the newest checkpoint, and whether it's the last."""
+    finished = folder / FINISHED
+    if finished.exists():
+        return TrainRecord(**json.loads(finished.read_text(encoding="utf-8"))), None, True
+    checkpoint = latest(folder)
+    return None, checkpoint, checkpoint is not None and is_last(checkpoint)
+
+
+def _finish(folder: Path, record: TrainRecord) -> None:
+    """Say that training is finished, and remove its checkpoints."""
+    beside = (folder / FINISHED).with_suffix(".new")
+    beside.write_text(json.dumps(record.as_dict()), encoding="utf-8")
+    beside.replace(folder / FINISHED)
+    prune(folder, set())
 
 
 def training_arguments(
     settings: TrainSettings, lesson: Lesson, folder: Path, *, bfloat16: bool, seed: int
 ) -> TrainingArguments:
     """The `TrainingArguments` of a stage. Evaluations are counted in steps, so that a resumed run makes the same."""
-    steps, per_epoch = total_steps(settings, len(lesson.rows), _world_size())
+    steps, per_epoch = total_steps(settings, len(lesson.rows))
     evaluate = lesson.evaluator is not None
     every = math.ceil(steps / settings.evaluations) if settings.evaluations else per_epoch
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.rows_of_one_rank(ranks.world_size()),
         gradient_accumulation_steps=settings.accumulation,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
@@ -220,12 +236,12 @@ def _record(trainer: DistillationTrainer, settings: TrainSettings) -> TrainRecor
     ]
     best = trainer.state.best_global_step if settings.keep == "best" else None
     steps = trainer.state.global_step
-    rows, world = len(trainer.train_dataset), _world_size()  # type: ignore[arg-type]
-    epochs, rest = divmod(steps, total_steps(settings, rows, world)[1])
+    rows = len(trainer.train_dataset)  # type: ignore[arg-type]
+    epochs, rest = divmod(steps, total_steps(settings, rows)[1])
     return TrainRecord(
         steps=steps,
         seconds=max((entry.get("elapsed", 0.0) for entry in history), default=0.0),
-        rows_seen=epochs * rows + rest * settings.batch_size * settings.accumulation * world,
+        rows_seen=epochs * rows + rest * settings.batch_size * settings.accumulation,
         points=points,
         evaluations=evaluations,
         best_step=best,

@@ -9,6 +9,9 @@ What it changes, and why:
   Shares are collected on the device and read when something is logged, so that a step never waits for them.
 - Before anything is evaluated or saved, it is logged. A checkpoint thus never falls between two points of the learning
   curve (a resumed run would draw another curve), and never holds weights from after a loss that is not a number.
+- Several ranks share each batch of one sampler, so that they train on the batches of one process, and the mean of a
+  term is over the positions of all. Terms that compare the rows of a batch with one another see those of their rank.
+- Rank 0 evaluates, writes and decides; the others wait for it and hear what it found.
 """
 
 import copy
@@ -20,10 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
+from potstill import ranks
 from potstill.cache import CachedCollator, CachedTeacher
 from potstill.checks import problem
 from potstill.errors import TrainingError
@@ -34,8 +39,10 @@ from potstill.training.checkpoints import load_weights, mark_complete, prune, sa
 from potstill.training.combination import Combination
 from potstill.training.distiller import ROW, Distiller, Teacher
 from potstill.training.dropout import cheap_dropout
-from potstill.training.sampler import LengthGroupedSampler
+from potstill.training.parallel import parallel_arguments
+from potstill.training.sampler import LengthGroupedSampler, SharedBatches
 
+RANK_SEEDS = 1_000_003
 Evaluator = Callable[[PreTrainedModel], Mapping[str, float]]
 
 
@@ -120,6 +127,8 @@ class DistillationTrainer(Trainer):
         self.group_by_length = group_by_length
         self._names: list[str] = []  # of the shares
         self._shares: list[tuple[int, Tensor]] = []  # step, each term's share
+        if arguments.world_size > 1:
+            arguments = parallel_arguments(arguments, self.distiller, train_dataset, collate)
         super().__init__(
             model=self.distiller,
             args=arguments,
@@ -135,10 +144,19 @@ class DistillationTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; on a CPU with dropout that costs little, in forward and recomputed passes alike."""
+        if self.args.process_index:
+            torch.manual_seed(self.args.seed + RANK_SEEDS * self.args.process_index)  # other dropout on each rank
         with ExitStack() as stack:
             for member in self.distiller.members:
                 stack.enter_context(cheap_dropout(member.student))
+            stack.callback(self._unwrap)
             return super().train(*args, **kwargs)
+
+    def _unwrap(self) -> None:
+        """Let go of the wrapper that exchanges gradients: it would go on doing so in whatever is trained next."""
+        if self.model_wrapped is not self.distiller:
+            self.model_wrapped = self.distiller
+            self.accelerator.free_memory()
 
     # ---- data
 
@@ -152,7 +170,22 @@ class DistillationTrainer(Trainer):
         rows: Any = train_dataset if train_dataset is not None else self.train_dataset
         known = self.group_by_length and "length" in rows.column_names
         lengths = list(rows["length"]) if known else None
-        return LengthGroupedSampler(lengths, self._train_batch_size, self.args.seed, rows=len(rows))
+        together = self._train_batch_size * self.args.world_size
+        return LengthGroupedSampler(lengths, together, self.args.seed, rows=len(rows))
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The batches; of several ranks, each gets its part. accelerate would give whole batches to ranks in turn."""
+        size = self.args.world_size
+        if size == 1:
+            return super().get_train_dataloader()
+        sampler = self._get_train_sampler()
+        return DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=SharedBatches(sampler, self._train_batch_size * size, self.args.process_index, size),
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     # ---- the loss
 
@@ -226,7 +259,8 @@ class DistillationTrainer(Trainer):
         """The metrics that the evaluator finds in the student as it is now."""
         if self.evaluator is None:
             return {}
-        found = self.evaluator(self.distiller.student)
+        evaluator = self.evaluator
+        found = ranks.on_main(lambda: dict(evaluator(self.distiller.student)))
         metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in found.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -245,17 +279,21 @@ class DistillationTrainer(Trainer):
 
     # ---- checkpoints
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the weights of all that trains; all ranks call it, and rank 0 writes."""
         save_weights(self.distiller, Path(output_dir or str(self.args.output_dir)))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._require_finite_weights()
         super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            folder = Path(str(self.args.output_dir))
-            newest = folder / f"checkpoint-{self.state.global_step}"
-            mark_complete(newest)
-            prune(folder, {newest, *([self.best_checkpoint] if self.best_checkpoint else [])})
+        ranks.wait()  # each writes the state of its own generators
+        ranks.on_main(self._mark_checkpoint)
+
+    def _mark_checkpoint(self) -> None:
+        folder = Path(str(self.args.output_dir))
+        newest = folder / f"checkpoint-{self.state.global_step}"
+        mark_complete(newest)
+        prune(folder, {newest, *([self.best_checkpoint] if self.best_checkpoint else [])})
 
     def _require_finite_weights(self) -> None:
         """A finite loss may have a gradient that is not: the weights are spoilt one step before the loss shows it."""
