@@ -12,7 +12,7 @@ from torch import Tensor
 
 from potstill.checks import problem
 from potstill.errors import ShapeError
-from potstill.losses._inputs import at_least_float32, filled, require_axes
+from potstill.losses._inputs import at_least_float32, filled, full_precision, require_axes
 from potstill.reduce import Mask, position_mask
 
 
@@ -64,6 +64,12 @@ def cosines(vertices: Tensor, ends: Tensor) -> Tensor:
     """
     arms = directions(ends - vertices.unsqueeze(-2))
     return arms @ arms.transpose(-1, -2)
+
+
+def mean_square(vectors: Tensor) -> Tensor:
+    """The mean over D of the squares of [*, D]. A product with itself moves half as much memory as squaring does."""
+    with full_precision(vectors):
+        return torch.linalg.vecdot(vectors, vectors) / vectors.shape[-1]
 
 
 def counts(valid: Tensor) -> Tensor:

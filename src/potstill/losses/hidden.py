@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from potstill.checks import same_shape
 from potstill.losses._inputs import at_least_float32, filled, zeroed
-from potstill.losses._vectors import directions
+from potstill.losses._vectors import directions, mean_square
 from potstill.reduce import Mask, position_mask
 
 _WIDTHS = "Different widths need a projection (project: linear); different lengths are not comparable"
@@ -48,8 +48,8 @@ def hidden_mse(
     """
     same_shape(student, teacher, caller="hidden_mse", hint=_WIDTHS)
     valid = position_mask(mask, student.shape[:-1], caller="hidden_mse")
-    difference = at_least_float32(student) - at_least_float32(teacher)
-    return filled(difference, valid).square().mean(-1)
+    difference = filled(at_least_float32(student) - at_least_float32(teacher), valid)
+    return mean_square(difference)
 
 
 def hidden_cosine(

@@ -13,7 +13,7 @@ from torch import Tensor
 from potstill.checks import problem
 from potstill.errors import ShapeError
 from potstill.losses._inputs import full_precision, zeroed
-from potstill.losses._vectors import counts, directions, require_same_width, vectors_and_mask
+from potstill.losses._vectors import counts, directions, mean_square, require_same_width, vectors_and_mask
 from potstill.reduce import Mask
 
 _TOKENS = "[B, S, D]"
@@ -184,7 +184,7 @@ def attention_transfer(
     Prefer `attention_kl` or `relation_kl` for a transformer's own attention, which this one knows nothing of.
     """
     student, teacher, _ = vectors_and_mask(student, teacher, mask, letters=_TOKENS, caller="attention_transfer")
-    ours, theirs = (directions(states.square().mean(-1)) for states in (student, teacher))
+    ours, theirs = (directions(mean_square(states)) for states in (student, teacher))
     return (ours - theirs).square().sum(-1)
 
 

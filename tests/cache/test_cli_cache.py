@@ -1,6 +1,5 @@
 """`potstill cache`: a recipe's knowledge kept, looked at, verified and pruned, as a user types it."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,6 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-sys.path.insert(0, str(Path(__file__).parent / "cache"))
 from test_cached_training import recipe
 
 from potstill.cache import caches, open_cache
