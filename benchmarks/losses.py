@@ -30,6 +30,7 @@ from potstill.reduce import masked_mean
 from potstill.shipping import hardware, versions
 
 RESULTS = Path(__file__).parent / "results" / "losses.json"
+TAPS = RESULTS.with_name("taps.json")
 LONG_ENOUGH = 0.02  # seconds that one timing lasts at least, by repetition
 Form = Callable[[], Tensor]
 
@@ -319,7 +320,25 @@ def table(result: Mapping[str, Any]) -> str:
         f"| {one['ratio']:.2f} | {megabytes(one['bytes'])} | {megabytes(one['naive_bytes'])} |"
         for one in result["losses"]
     ]
+    if TAPS.exists():
+        lines += taps_table(json.loads(TAPS.read_text(encoding="utf-8")))
     return "\n".join(lines) + "\n"
+
+
+def taps_table(result: Mapping[str, Any]) -> list[str]:
+    """What it costs to observe a model, as lines of markdown, from the results of taps.py."""
+    setting = ", ".join(f"{name} {value}" for name, value in result["setting"].items())
+    return [
+        "",
+        "# What observing costs",
+        "",
+        f"A forward and backward pass with what is asked for collected, over the plain pass ({setting}), paired, medians. "
+        "Attention maps and scores need eager attention.",
+        "",
+        "| observed | time over the plain pass |",
+        "|---|---:|",
+        *(f"| {name} | {one['median']:.2f} |" for name, one in result["ratio_to_plain"].items()),
+    ]
 
 
 def run(cases: list[Case], repeats: int, tolerance: float) -> tuple[list[dict[str, Any]], list[str]]:

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from potstill.caching import Caching
 from potstill.knowledge.architectures import ModelShape, describe
 from potstill.knowledge.types import LAYERED, Needs
 from potstill.mappings import EMBEDDINGS
 from potstill.objective import BoundObjective, BoundTerm
-from potstill.preflight import needed_bytes, preflight, student_notes
+from potstill.pipeline import RUNS
+from potstill.preflight import Preflight, needed_bytes, preflight, student_notes
 from potstill.progress import Progress, Silent
 from potstill.recipe import Recipe, load_recipe
 from potstill.terms import TEACHER
@@ -120,6 +122,7 @@ def plan(
                 own_columns=own_columns,
             )
             trials[f"distill {number}"] = _try(distiller, bench, stage.train.batch_size, precision.bfloat16)
+    notes += _kept(bench, found, precision.name)
     sizes = {"teacher": _parameters(found.teacher), "student": _parameters(found.student)}
     activations = max(trial.activations for trial in trials.values())
     trained = max(sizes["student"], sizes["teacher"] if loaded.teacher.train else 0)
@@ -142,6 +145,24 @@ def plan(
         disk=needed_bytes(found, loaded),
         notes=notes,
     )
+
+
+def _kept(bench: Workbench, found: Preflight, runs_in: str) -> list[str]:
+    """For each teacher, whether its answers would be kept on disk, how large they are, and why."""
+    recipe = bench.recipe
+    if recipe.cache.use == "never":
+        return []
+    caching = Caching(bench, found.asked, RUNS / recipe.name, Silent())
+    first = next(iter(recipe.chain), None)
+    stages = recipe.distill if first is None or first.distill is None else first.distill
+    steps = [total_steps(stage.train, len(bench.transfer)) for stage in stages]
+    passes = recipe.evaluate.seeds * sum(taken / epoch for taken, epoch in steps)
+    models = found.teachers if first is None else {TEACHER: found.teacher}
+    return [
+        f"{name}: {caching.decide(name, model, passes, runs_in).why}"
+        for name, model in models.items()
+        if name in found.asked
+    ]
 
 
 @dataclass(frozen=True)
