@@ -183,7 +183,7 @@ def run_facts(results: Results) -> Facts:
         ("Hardware", hardware),
         ("Accelerator", machine.get("accelerator") or ("none" if machine else "")),
         ("Precision", f"{precision['training']}{reason}" if precision.get("training") else ""),
-        ("Teacher's precision", teachers),
+        ("Precision of teachers", teachers),
         ("Seeds", ", ".join(str(seed) for seed in run.get("seeds") or [])),
         ("Loss convention", run.get("convention")),
         ("Versions", ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items())),

@@ -15,7 +15,8 @@ from potstill.objective import Objective
 from potstill.tasks.base import Rows, Task
 from potstill.training.checkpoints import is_last, latest, load_weights, prune, save_weights, take_projections
 from potstill.training.combination import Combination
-from potstill.training.freezing import frozen
+from potstill.training.embeddings import FROZEN, SPARSE
+from potstill.training.freezing import EMBEDDINGS, frozen
 from potstill.training.precision import DTYPES, Precision
 from potstill.training.settings import TrainSettings
 from potstill.training.trainer import DistillationTrainer, Evaluator
@@ -113,6 +114,7 @@ def train(
         evaluator=lesson.evaluator,
         patience=settings.early_stopping if settings.keep == "best" else None,
         group_by_length=settings.group_by_length,
+        sparse_embeddings=settings.embeddings == SPARSE,
         callbacks=[_Clock(progress, steps)],
     )
     if earlier is not None:
@@ -126,7 +128,8 @@ def train(
     if checkpoint is not None and is_last(checkpoint):
         trainer.restore(checkpoint)  # `Trainer` would take one step more
     else:
-        with frozen(student, lesson.freeze):
+        held = [EMBEDDINGS] if settings.embeddings == FROZEN and EMBEDDINGS not in lesson.freeze else []
+        with frozen(student, [*lesson.freeze, *held]):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if settings.keep == "best" and trainer.best_checkpoint is not None:
         load_weights(trainer.distiller, trainer.best_checkpoint)
