@@ -223,7 +223,7 @@ class School:
         self, lessons: Sequence[Lessons], learns_from: Mapping[str, Stage]
     ) -> tuple[list[Lessons], str | None]:
         """The lessons with what their teachers run in; None where that follows from what the student trains in."""
-        asked = self.recipe.teacher.precision
+        asked: str = self.recipe.teacher.precision
         wanted = asked
         if asked == AUTO:
             if not any(self.precision(lesson.train.precision).bfloat16 for lesson in lessons):

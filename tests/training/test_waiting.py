@@ -10,11 +10,12 @@ import pytest
 import torch
 from tiny import tiny_batch, tiny_model, tiny_rows, tiny_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import TrainerCallback
+from transformers import AttentionMaskInterface, TrainerCallback
 
 from potstill.objective import Objective, Term
 from potstill.tasks import TextClassification
-from potstill.training import DistillationTrainer, Distiller, TrainSettings
+from potstill.training import DistillationTrainer, Distiller, TrainSettings, trainer
+from potstill.training.masks import masks_without_waiting
 from potstill.training.stages import Lesson, training_arguments
 
 TASK = TextClassification()
@@ -54,6 +55,12 @@ class Watch(TrainerCallback):
             self.seen.__exit__(None, None, None)
 
 
+@pytest.fixture
+def as_on_an_accelerator(monkeypatch):
+    real = trainer.masks_without_waiting
+    monkeypatch.setattr(trainer, "masks_without_waiting", lambda _device: real(torch.device("cuda")))
+
+
 TERMS = {
     "labels and logits": [Term("labels"), Term("logits", temperature=2.0)],
     "hidden states, projected": [Term("logits"), Term("hidden")],
@@ -61,6 +68,7 @@ TERMS = {
 }
 
 
+@pytest.mark.usefixtures("as_on_an_accelerator")
 @pytest.mark.parametrize("embeddings", ["dense", "sparse"])
 @pytest.mark.parametrize("terms", TERMS)
 def test_a_step_waits_for_nothing(tmp_path, terms, embeddings):
@@ -75,7 +83,7 @@ def test_a_step_waits_for_nothing(tmp_path, terms, embeddings):
     arguments = training_arguments(settings, lesson, tmp_path, bfloat16=False, seed=0)
     arguments.logging_steps = 100
     watch = Watch(2, 4)  # two whole steps, with the fetching of a batch between them
-    trainer = DistillationTrainer(
+    made = DistillationTrainer(
         student,
         objective,
         TASK,
@@ -86,7 +94,7 @@ def test_a_step_waits_for_nothing(tmp_path, terms, embeddings):
         sparse_embeddings=embeddings == "sparse",
         callbacks=[watch],
     )
-    trainer.train()
+    made.train()
     assert not watch.seen.found, "\n\n".join(watch.seen.found)
 
 
@@ -104,3 +112,33 @@ def test_a_teacher_draws_no_dropout(dtype):
     with Seen(DRAWS) as learned:
         distiller(tiny_batch())
     assert learned.found
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "llama", "qwen2"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("padded", [True, False])
+def test_masks_that_were_not_looked_into_change_nothing(family, attention, padded):
+    model = tiny_model(family, layers=2)
+    model.config._attn_implementation = attention
+    batch = tiny_batch()
+    if not padded:
+        batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
+    with torch.no_grad(), Seen(WAITS) as looked:
+        plain = model(**batch).logits
+    with torch.no_grad(), masks_without_waiting(torch.device("cuda")), Seen(WAITS) as unlooked:
+        found = model(**batch).logits
+    torch.testing.assert_close(found, plain)
+    assert len(unlooked.found) < len(looked.found) or not looked.found
+    with torch.no_grad(), Seen(WAITS) as again:
+        model(**batch)
+    assert len(again.found) == len(looked.found), "what was changed is put back"
+
+
+def test_on_a_processor_masks_are_left_out_where_nothing_is_padded():
+    before = dict(AttentionMaskInterface())
+    with masks_without_waiting(torch.device("cpu")):
+        assert dict(AttentionMaskInterface()) == before
+    with pytest.raises(KeyError), masks_without_waiting(torch.device("cuda")):
+        assert dict(AttentionMaskInterface()) != before
+        raise KeyError
+    assert dict(AttentionMaskInterface()) == before

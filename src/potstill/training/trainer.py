@@ -34,6 +34,7 @@ from potstill.training.combination import Combination
 from potstill.training.distiller import ROW, Distiller
 from potstill.training.dropout import cheap_dropout
 from potstill.training.embeddings import LazyAdamW, clipped_norm, require_unsharded, sparse_table
+from potstill.training.masks import masks_without_waiting
 from potstill.training.sampler import LengthGroupedSampler
 
 Evaluator = Callable[[PreTrainedModel], Mapping[str, float]]
@@ -131,7 +132,7 @@ class DistillationTrainer(Trainer):
         """As `Trainer.train`; on a CPU with dropout that costs little, in forward and recomputed passes alike."""
         if self.sparse_embeddings:
             require_unsharded(self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        with ExitStack() as stack:
+        with masks_without_waiting(self.args.device), ExitStack() as stack:
             for member in self.distiller.members:
                 if self.sparse_embeddings:
                     stack.enter_context(sparse_table(member.student))
@@ -150,12 +151,12 @@ class DistillationTrainer(Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         if self.sparse_embeddings:
             return clipped_norm(model.parameters(), self.args.max_grad_norm)
-        return super()._clip_grad_norm(model)
+        return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         if self.sparse_embeddings and grad_norm is None:
             return clipped_norm(model.parameters(), float("inf"))
-        return super()._get_grad_norm(model, grad_norm=grad_norm)
+        return super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
 
     # ---- data
 
