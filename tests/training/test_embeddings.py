@@ -166,6 +166,47 @@ def test_what_can_not_exchange_sparse_gradients_is_refused(monkeypatch):
     require_unsharded(False)
 
 
+def of_one_rank(rank, folder):
+    """Two steps of one of two processes, on its half of each batch; writes the table that it ends with."""
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(f"{folder}/store", 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    require_unsharded(False)
+    module = together()
+    wrapped = nn.parallel.DistributedDataParallel(module)
+    optimiser = LazyAdamW(module.parameters(), fused=True, **OPTIONS)
+    for ids in HALVES:
+        optimiser.zero_grad()
+        wrapped(torch.tensor(ids[rank])).square().mean().backward()
+        clipped_norm(module.parameters(), 0.1)
+        optimiser.step()
+    torch.save(module.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+HALVES = [([0, 1, 1, 3], [1, 2, 2, 0]), ([4, 1, 0, 0], [0, 3, 3, 3])]
+
+
+def together():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(6, 3, sparse=True), nn.Linear(3, 2))
+
+
+def test_two_processes_over_gloo_learn_as_one_with_both_halves(tmp_path):
+    torch.multiprocessing.spawn(of_one_rank, (str(tmp_path),), nprocs=2)
+    module = together()
+    optimiser = LazyAdamW(module.parameters(), fused=True, **OPTIONS)
+    for ids in HALVES:
+        optimiser.zero_grad()
+        module(torch.tensor([*ids[0], *ids[1]])).square().mean().backward()
+        clipped_norm(module.parameters(), 0.1)
+        optimiser.step()
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, tensor in module.state_dict().items():
+            torch.testing.assert_close(found[name], tensor)
+
+
 def test_the_usual_value_leaves_digests_as_they_were():
     assert "embeddings" not in school._plain(TrainSettings())
     assert school._plain(TrainSettings(embeddings="sparse"))["embeddings"] == "sparse"

@@ -230,8 +230,7 @@ class _Search:
         siblings = [folder for folder in sorted(home.glob("*")) if folder.is_dir() and folder.name != name]
         bench = self.benches.of(recipe)
         with RunFolder(home / name, recipe, update=True, siblings=siblings).opened() as folder:
-            found_models = preflight(bench)
-            trial = TrialSizes.of(found_models.student)
+            trial = TrialSizes.of(preflight(bench).student)
             school = School(folder, bench, titled(self.progress, title), trial)
             teachers = school.teachers()
             seeds = [recipe.seed + number for number in range(recipe.evaluate.seeds)]
