@@ -92,7 +92,7 @@ def test_an_int8_teacher_is_measured_said_and_recorded(tmp_path, monkeypatch):
     entry = found.results["run"]["precision"]["teachers"]["teacher"]
     assert entry["precision"] == "int8" and entry["allowed"] and 0 < entry["kl"] < 0.01 and entry["rows"] == 60
     assert "teacher in int8: KL to float32" in told.text
-    assert "Teacher's precision" in found.report.read_text()
+    assert "Precision of teachers" in found.report.read_text()
 
 
 def test_a_teacher_that_loses_too_much_stays_in_float32(tmp_path, monkeypatch):

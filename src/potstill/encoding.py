@@ -7,11 +7,13 @@ Each is cut to its own length. With one, rows and digest are what they were befo
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from potstill.data.encoded import kept
 from potstill.data.rows import ROUTE, side_by_side
 from potstill.knowledge import TEACHERS
 from potstill.tasks import TextClassification
@@ -29,11 +31,16 @@ def encoded(
     say: Say,
     whose: str = "model",
 ) -> dict[str, Any]:
-    """Each split as token ids, no longer than the recipe and the tokenizer have it."""
+    """Each split as token ids, no longer than the recipe and the tokenizer have it; read back where the same texts were
+    encoded by the same tokenizer before."""
     limit = min(max_length, tokenizer.model_max_length)
     if limit < max_length:
         say(f"max_length {max_length} is cut to {limit}, the most that the {whose} takes")
-    return {split: task.encode(found, tokenizer, max_length=limit) for split, found in texts.items()}
+    made_from = repr((type(task).__name__, task.problem, limit))
+    return {
+        split: kept(found, tokenizer, made_from, partial(task.encode, found, tokenizer, max_length=limit))
+        for split, found in texts.items()
+    }
 
 
 def with_teachers(student: Mapping[str, Any], teachers: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,8 @@ from potstill.workbench import LABELS_ONLY, Workbench, model_path
 
 PEER_SEEDS = 1000  # between students that learn together: alike in weights, they would teach each other nothing
 BASELINES = ("baseline", "pretrained_baseline")
+LATER = {"embeddings": "dense"}  # keys of training settings that came later, with what they were before
+_NOTHING = object()
 
 
 @dataclass(frozen=True)
@@ -273,7 +275,7 @@ class School:
         self, lessons: Sequence[Lessons], learns_from: Mapping[str, Stage]
     ) -> tuple[list[Lessons], str | None]:
         """The lessons with what their teachers run in; None where that follows from what the student trains in."""
-        asked = self.recipe.teacher.precision
+        asked: str = self.recipe.teacher.precision
         wanted = asked
         if asked == AUTO:
             if not any(self.precision(lesson.train.precision).bfloat16 for lesson in lessons):
@@ -344,7 +346,15 @@ def _validation_scores(bench: Workbench, student: PreTrainedModel, bfloat16: boo
 
 
 def _plain(settings: Any) -> Any:
-    """A section or settings as plain data."""
+    """A section or settings as plain data. Keys that came later are left out where they change nothing, so that the
+    stages of older run folders stand."""
     if settings is None:
         return None
-    return settings.model_dump(mode="json") if hasattr(settings, "model_dump") else asdict(settings)
+    return _without_later(settings.model_dump(mode="json") if hasattr(settings, "model_dump") else asdict(settings))
+
+
+def _without_later(plain: Any) -> Any:
+    if isinstance(plain, dict):
+        kept = {name: value for name, value in plain.items() if LATER.get(name, _NOTHING) != value}
+        return {name: _without_later(value) for name, value in kept.items()}
+    return [_without_later(value) for value in plain] if isinstance(plain, list) else plain

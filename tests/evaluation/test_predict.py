@@ -1,5 +1,6 @@
 """Logits of every row in the rows' own order, whatever the batches, and predictions as files."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from datasets import Dataset
 from tiny import tiny_model, tiny_rows, tiny_tokenizer
 
-from potstill.evaluation.predict import load_predictions, predict_logits, save_predictions
+from potstill.evaluation.predict import load_predictions, predict_logits, save_predictions, token_batches
 from potstill.tasks import TextClassification
 
 TASK = TextClassification()
@@ -28,10 +29,10 @@ def one_by_one(model: Any, rows: Dataset) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet", "llama"])
-@pytest.mark.parametrize("batch_size", [1, 5, 128])
-def test_order_and_padding(rows: Dataset, family: str, batch_size: int) -> None:
+@pytest.mark.parametrize("tokens", [1, 50, 4096, None])
+def test_order_and_padding(rows: Dataset, family: str, tokens: int | None) -> None:
     model = tiny_model(family)
-    found = predict_logits(model, rows, TASK.collator(tiny_tokenizer()), batch_size=batch_size)
+    found = predict_logits(model, rows, TASK.collator(tiny_tokenizer()), tokens=tokens)
     assert found.dtype == np.float32 and found.shape == (37, 2)
     np.testing.assert_allclose(found, one_by_one(model, rows), atol=2e-5)
 
@@ -68,9 +69,37 @@ def test_bfloat16_is_near(rows: Dataset) -> None:
 def test_progress_counts_rows(rows: Dataset) -> None:
     told: list[tuple[int, int, float | None]] = []
     predict_logits(
-        tiny_model(), rows, TASK.collator(tiny_tokenizer()), batch_size=16, progress=lambda *step: told.append(step)
+        tiny_model(), rows, TASK.collator(tiny_tokenizer()), tokens=200, progress=lambda *step: told.append(step)
     )
-    assert told == [(16, 37, None), (32, 37, None), (37, 37, None)]
+    counts = [len(chosen) for chosen in token_batches(np.asarray(rows["length"]), 200)]
+    assert told == [(sum(counts[: number + 1]), 37, None) for number in range(len(counts))]
+    assert told[-1][0] == 37 and len(told) > 2
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 100, 10_000])
+def test_batches_keep_to_their_tokens(tokens: int) -> None:
+    lengths = np.random.default_rng(0).integers(1, 60, 300)
+    batches = token_batches(lengths, tokens)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(300))
+    for chosen in batches:
+        padded = len(chosen) * lengths[chosen].max()
+        assert padded <= tokens or len(chosen) == 1
+    for chosen, following in pairwise(batches):  # none could have held one row more
+        assert (len(chosen) + 1) * lengths[chosen].max() > tokens
+        assert lengths[chosen].min() >= lengths[following].max()
+
+
+def test_the_model_sees_no_larger_batch(rows: Dataset) -> None:
+    sizes: list[int] = []
+    collate = TASK.collator(tiny_tokenizer())
+
+    def counted(some: Any) -> dict[str, torch.Tensor]:
+        batch = collate(some)
+        sizes.append(batch["input_ids"].numel())
+        return batch
+
+    predict_logits(tiny_model(), rows, counted, tokens=100)
+    assert max(sizes) <= 100 and len(sizes) > 5
 
 
 @pytest.mark.parametrize("columns", [1, 2, 7])

@@ -28,6 +28,7 @@ from potstill.comparing.axes import override
 from potstill.comparing.benches import Benches
 from potstill.errors import ArgumentError, MappingError, ModelError, PotstillError, RecipeError, TrainingError
 from potstill.evaluation.predict import fastest_device, predict_logits
+from potstill.knowledge import Needs
 from potstill.metrics import METRICS, primary, score
 from potstill.pipeline import RUNS
 from potstill.preflight import preflight, require_space
@@ -232,10 +233,9 @@ class _Search:
         siblings = [folder for folder in sorted(home.glob("*")) if folder.is_dir() and folder.name != name]
         bench = self.benches.of(recipe)
         with RunFolder(home / name, recipe, update=True, siblings=siblings).opened() as folder:
-            found_models = preflight(bench)
-            trial = TrialSizes.of(found_models.student)
+            trial, asked = _checked(bench)
             shared = Shared(self.path / "cache", self.budget)
-            caching = Caching(bench, found_models.asked, folder.path, self.progress, shared)
+            caching = Caching(bench, asked, folder.path, self.progress, shared)
             school = School(folder, bench, titled(self.progress, title), trial, caching)
             teachers = school.teachers()
             seeds = [recipe.seed + number for number in range(recipe.evaluate.seeds)]
@@ -313,3 +313,9 @@ def without_test(bench: Workbench) -> Workbench:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _checked(bench: Workbench) -> tuple[TrialSizes, Mapping[str, Needs]]:
+    """The student's sizes, and what is asked of each teacher; the models that were made for it are let go."""
+    found = preflight(bench)
+    return TrialSizes.of(found.student), found.asked

@@ -1,6 +1,7 @@
 """What every task provides: the loading of its models, batches, and the meaning of labels and outputs."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from potstill.errors import ModelError
 from potstill.objective import Defaults
 
 Batch = dict[str, Tensor]
+ROWS_OF_A_PROCESS = 5000  # fewer aren't worth starting one
 Rows: TypeAlias = Dataset
 """Encoded rows: what `Task.encode` gives, with random access."""
 
@@ -114,6 +116,13 @@ def load_pretrained(
     # Each of these is a name with the two shapes beside it, or the name alone.
     mismatched = [key if isinstance(key, str) else str(key[0]) for key in info.get("mismatched_keys", ())]
     return LoadedModel(model.eval(), tuple(sorted({*info["missing_keys"], *mismatched})))
+
+
+def processes(tokenizer: PreTrainedTokenizerBase, rows: int) -> int | None:
+    """In how many processes to encode; None for this one alone, as a fast tokenizer has threads of its own."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    several = min(cores, rows // ROWS_OF_A_PROCESS)
+    return None if tokenizer.is_fast or several < 2 else several
 
 
 def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from potstill import losses
 from potstill.knowledge import TEACHERS
-from potstill.tasks.base import Batch, LoadedModel, bars_on_a_terminal, load_pretrained
+from potstill.tasks.base import Batch, LoadedModel, bars_on_a_terminal, load_pretrained, processes
 from potstill.terms import Defaults
 
 IGNORED = -100
@@ -103,7 +103,9 @@ class TextClassification:
 
         drop = [name for name in rows.column_names if name not in ("labels", *NUMBERS)]
         with bars_on_a_terminal():
-            return rows.map(tokens, batched=True, remove_columns=drop, desc="encoding")
+            return rows.map(
+                tokens, batched=True, remove_columns=drop, desc="encoding", num_proc=processes(tokenizer, len(rows))
+            )
 
     def collator(
         self, tokenizer: PreTrainedTokenizerBase, teachers: PreTrainedTokenizerBase | None = None

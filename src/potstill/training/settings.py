@@ -29,6 +29,8 @@ class TrainSettings:
         evaluations: how often to evaluate within the stage, spread evenly; None: after each epoch.
         checkpoint_steps: how many optimiser steps an interruption may cost.
         group_by_length: put rows of like length into one batch, so that little is padded.
+        embeddings: how the table of word embeddings learns: by AdamW (dense); sparse, only the rows that were in the
+            batch, see `potstill.training.embeddings`; frozen, with all that stands before the layers, not at all.
     """
 
     epochs: Annotated[float, Gt(0)] = 3.0
@@ -46,6 +48,7 @@ class TrainSettings:
     evaluations: Count | None = None
     checkpoint_steps: Count = 200
     group_by_length: bool = True
+    embeddings: Literal["dense", "sparse", "frozen"] = "dense"
 
     def __post_init__(self) -> None:
         if self.early_stopping is not None and self.keep != "best":

@@ -18,7 +18,8 @@ from potstill.tasks.base import Rows, Task
 from potstill.training.checkpoints import is_last, latest, load_weights, prune, save_weights, take_projections
 from potstill.training.combination import Combination
 from potstill.training.distiller import Teacher
-from potstill.training.freezing import frozen
+from potstill.training.embeddings import FROZEN, SPARSE
+from potstill.training.freezing import EMBEDDINGS, frozen
 from potstill.training.precision import DTYPES, Precision
 from potstill.training.settings import TrainSettings
 from potstill.training.trainer import DistillationTrainer, Evaluator
@@ -112,6 +113,7 @@ def train(
         evaluator=lesson.evaluator,
         patience=settings.early_stopping if settings.keep == "best" else None,
         group_by_length=settings.group_by_length,
+        sparse_embeddings=settings.embeddings == SPARSE,
         callbacks=[_Clock(progress, steps)],
     )
     if earlier is not None:
@@ -125,7 +127,8 @@ def train(
     if checkpoint is not None and ended:
         trainer.restore(checkpoint)  # `Trainer` would take one step more
     else:
-        with frozen(student, lesson.freeze):
+        held = [EMBEDDINGS] if settings.embeddings == FROZEN and EMBEDDINGS not in lesson.freeze else []
+        with frozen(student, [*lesson.freeze, *held]):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     best = ranks.on_main(lambda: trainer.best_checkpoint) if settings.keep == "best" else None
     if best is not None:

@@ -39,6 +39,8 @@ from potstill.training.checkpoints import load_weights, mark_complete, prune, sa
 from potstill.training.combination import Combination
 from potstill.training.distiller import ROW, Distiller, Teacher
 from potstill.training.dropout import cheap_dropout
+from potstill.training.embeddings import LazyAdamW, clipped_norm, require_unsharded, sparse_table
+from potstill.training.masks import masks_without_waiting
 from potstill.training.parallel import parallel_arguments
 from potstill.training.sampler import LengthGroupedSampler, SharedBatches
 
@@ -65,6 +67,7 @@ class DistillationTrainer(Trainer):
         evaluator: called with the student at each evaluation; gives metrics by name. None evaluates nothing.
         patience: stop after so many evaluations without a better `args.metric_for_best_model`.
         group_by_length: put rows of like length into one batch.
+        sparse_embeddings: move only the rows of the word embeddings that were in the batch, with `LazyAdamW`.
 
     Raises:
         RecipeError, ModelError: objective, teacher and student don't fit; raised before anything is trained.
@@ -90,6 +93,7 @@ class DistillationTrainer(Trainer):
         evaluator: Evaluator | None = None,
         patience: int | None = None,
         group_by_length: bool = True,
+        sparse_embeddings: bool = False,
         **trainer_options: Any,
     ) -> None:
         arguments = args if args is not None else TrainingArguments(report_to="none")
@@ -125,6 +129,7 @@ class DistillationTrainer(Trainer):
         self.evaluator = evaluator
         self.patience = patience
         self.group_by_length = group_by_length
+        self.sparse_embeddings = sparse_embeddings
         self._names: list[str] = []  # of the shares
         self._shares: list[tuple[int, Tensor]] = []  # step, each term's share
         if arguments.world_size > 1:
@@ -146,8 +151,12 @@ class DistillationTrainer(Trainer):
         """As `Trainer.train`; on a CPU with dropout that costs little, in forward and recomputed passes alike."""
         if self.args.process_index:
             torch.manual_seed(self.args.seed + RANK_SEEDS * self.args.process_index)  # other dropout on each rank
-        with ExitStack() as stack:
+        if self.sparse_embeddings:
+            require_unsharded(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        with masks_without_waiting(self.args.device), ExitStack() as stack:
             for member in self.distiller.members:
+                if self.sparse_embeddings:
+                    stack.enter_context(sparse_table(member.student))
                 stack.enter_context(cheap_dropout(member.student))
             stack.callback(self._unwrap)
             return super().train(*args, **kwargs)
@@ -157,6 +166,25 @@ class DistillationTrainer(Trainer):
         if self.model_wrapped is not self.distiller:
             self.model_wrapped = self.distiller
             self.accelerator.free_memory()
+
+    # ---- the optimiser
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As `Trainer` makes it, and `LazyAdamW` in AdamW's place for sparse embeddings."""
+        if self.sparse_embeddings and self.optimizer_cls_and_kwargs is None:
+            _, options = self.get_optimizer_cls_and_kwargs(self.args, self.distiller)  # type: ignore[arg-type]
+            self.optimizer_cls_and_kwargs = (LazyAdamW, options)
+        return super().create_optimizer(model)
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if self.sparse_embeddings:
+            return clipped_norm(model.parameters(), self.args.max_grad_norm)
+        return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if self.sparse_embeddings and grad_norm is None:
+            return clipped_norm(model.parameters(), float("inf"))
+        return super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
 
     # ---- data
 

@@ -1,0 +1,141 @@
+"""What each part of our speed saves, alone: an int8 teacher, batches of like length, evaluation by tokens, and kept
+encodings.
+
+    python benchmarks/parts.py
+
+The packaged MiniLM on reviews. Both sides of a ratio are taken in turns, and the median of the paired ratios is
+reported. Writes results/parts.json, which docs/speed.md quotes.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from step import setup
+
+from potstill.data import encoded
+from potstill.data.samples import fetch_model, load_sample_data
+from potstill.evaluation.predict import CPU_TOKENS, predict_logits
+from potstill.evaluation.reduced import reduced_fidelity
+from potstill.shipping import hardware, versions
+from potstill.tasks import load_tokenizer
+from potstill.tasks.base import bars_on_a_terminal, quiet_transformers
+from potstill.training import teacher_at
+from potstill.training.sampler import LengthGroupedSampler
+
+BATCH = 32
+
+
+def paired(new: Callable[[], Any], old: Callable[[], Any], repeats: int) -> dict[str, Any]:
+    """The median of the ratios of times, new over old, each pair taken in turns after one of each to warm up."""
+    ratios = []
+    for repeat in range(repeats + 1):
+        seconds = []
+        for work in (new, old) if repeat % 2 else (old, new):
+            started = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - started)
+        if repeat:
+            ratios.append(seconds[0] / seconds[1] if repeat % 2 else seconds[1] / seconds[0])
+    return {"median": statistics.median(ratios), "all": ratios}
+
+
+def teacher(made: dict[str, Any], repeats: int) -> dict[str, Any]:
+    """The forward pass of the teacher in int8 over that in float32, on batches as training has them."""
+    lower, rows = teacher_at(made["teacher"], "int8"), made["rows"]
+    collate = made["task"].collator(made["tokenizer"])
+    order = list(LengthGroupedSampler(rows["length"], BATCH, 0))
+    batches = [collate(rows.__getitems__(order[i * BATCH : (i + 1) * BATCH])) for i in range(12)]
+    for batch in batches:
+        batch.pop("labels")
+
+    def forward(model: Any) -> None:
+        with torch.no_grad():
+            for batch in batches:
+                model(**batch)
+
+    ratio = paired(partial(forward, lower), partial(forward, made["teacher"]), repeats)
+    fidelity = reduced_fidelity(made["teacher"], "int8", rows, collate, "single_label").as_dict()
+    return {"ratio": ratio, "untrained_head": fidelity}
+
+
+def grouping(made: dict[str, Any], repeats: int) -> dict[str, Any]:
+    """Forward and backward of an epoch's first batches, grouped by length over plainly shuffled, for each row."""
+    rows, lengths = made["rows"], np.asarray(made["rows"]["length"])
+    collate, model = made["task"].collator(made["tokenizer"]), made["teacher"]
+    orders = [
+        np.asarray(list(LengthGroupedSampler(known, BATCH, 0, rows=len(rows)))) for known in (lengths.tolist(), None)
+    ]
+    whole = len(rows) // BATCH * BATCH
+    padded = [int(lengths[order[:whole]].reshape(-1, BATCH).max(1).sum()) * BATCH for order in orders]
+    chosen = np.random.default_rng(0).permutation(whole // BATCH)[:12]
+
+    def step(order: Any) -> None:
+        for number in chosen:
+            batch = collate(rows.__getitems__(order[number * BATCH : (number + 1) * BATCH].tolist()))
+            batch.pop("labels")
+            model(**batch).logits.sum().backward()
+            model.zero_grad(set_to_none=True)
+
+    ratio = paired(partial(step, orders[0]), partial(step, orders[1]), repeats)
+    return {"ratio": ratio, "padded_tokens_of_an_epoch": padded[0] / padded[1]}
+
+
+def evaluation(made: dict[str, Any], repeats: int) -> dict[str, Any]:
+    """A thousand rows in batches of tokens over the same in batches of 128 rows."""
+    rows = made["rows"].select(range(1000))
+    collate, model = made["task"].collator(made["tokenizer"]), made["teacher"]
+    lengths = np.asarray(rows["length"])
+    order = np.argsort(-lengths, kind="stable")
+
+    def by_rows() -> None:
+        with torch.inference_mode():
+            for start in range(0, len(order), 128):
+                batch = collate(rows.select(order[start : start + 128].tolist()).to_list())
+                batch.pop("labels")
+                model(**batch)
+
+    return {"ratio": paired(partial(predict_logits, model, rows, collate), by_rows, repeats), "tokens": CPU_TOKENS}
+
+
+def encoding(made: dict[str, Any], repeats: int) -> dict[str, Any]:
+    """Reading ten thousand encoded rows back over encoding them."""
+    texts = load_sample_data("reviews", {})["train"].select_columns(["text"])
+    tokenizer = load_tokenizer(fetch_model("minilm-l6"))
+    encode = partial(made["task"].encode, texts, tokenizer, max_length=128)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["POTSTILL_CACHE"] = folder
+        read = partial(encoded.kept, texts, tokenizer, "", encode)
+        read()
+        return {"ratio": paired(read, encode, repeats), "rows": len(texts)}
+
+
+def main() -> None:
+    """Measure all parts and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "parts.json")
+    given = parser.parse_args()
+    with quiet_transformers(), bars_on_a_terminal():
+        made = setup()
+        found = {}
+        for part in (teacher, grouping, evaluation, encoding):
+            found[part.__name__] = part(made, given.repeats)
+            print(f"{part.__name__}: {found[part.__name__]['ratio']['median']:.3f}", flush=True)
+    setting = {"model": "minilm-l6", "rows": "reviews", "batch": BATCH, "threads": torch.get_num_threads()}
+    result = {**found, "setting": setting, "hardware": hardware(), "versions": versions()}
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
