@@ -8,8 +8,8 @@ Decisions:
 - Banks start as random directions, and the constants are set by the first batch of training.
 - In evaluation nothing is remembered and nothing is counted.
 - How many batches there were is read back from the device in each step: the numbers drawn depend on it.
-- Several ranks remember what all of them see, each the same, and draw for the whole batch: row number i of it is on rank
-  i mod the number of ranks (`potstill.training.sampler.SharedBatches`). So they give what one process would.
+- Several ranks remember what all of them see, each the same, and draw for the whole batch: row i of it is on rank
+  i mod the number of ranks (`potstill.training.sampler.SharedBatches`). So they do what one process would.
 """
 
 import numpy as np

@@ -8,16 +8,19 @@ and generator states beside them are the Trainer's own.
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers.trainer import TRAINER_STATE_NAME
 
 from potstill import ranks
 from potstill.checks import problem
 from potstill.errors import ModelError
 from potstill.training.distiller import Distiller
+from potstill.training.sharding import local, sharded_like, whole_state
 
 MARKER = "complete"
 STUDENT, PROJECTORS, PEERS = "student.safetensors", "projectors.safetensors", "peers.safetensors"
@@ -28,16 +31,11 @@ def save_weights(distiller: Distiller, folder: Path) -> None:
 
     Of several ranks all call it, and rank 0 writes.
     """
-    ranks.on_main(lambda: _write(distiller, folder))
-
-
-def _write(distiller: Distiller, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    _save(distiller.student, folder / STUDENT)
-    if len(distiller.projectors):
-        _save(distiller.projectors, folder / PROJECTORS)
-    if len(distiller.peers):
-        _save(distiller.peers, folder / PEERS)
+    parts = ((distiller.student, STUDENT), (distiller.projectors, PROJECTORS), (distiller.peers, PEERS))
+    for module, name in parts:
+        state = whole_state(module)  # of a sharded module, put together by all ranks
+        if state:
+            ranks.on_main(partial(_save, state, folder / name))
 
 
 def load_weights(distiller: Distiller, folder: Path) -> None:
@@ -47,6 +45,17 @@ def load_weights(distiller: Distiller, folder: Path) -> None:
         _load(distiller.projectors, folder / PROJECTORS)
     if len(distiller.peers):
         _load(distiller.peers, folder / PEERS)
+
+
+def load_members(folder: Path, student: nn.Module, peers: Sequence[nn.Module]) -> None:
+    """Read the students out of what `save_weights` wrote, into plain models."""
+    _load(student, folder / STUDENT)
+    together = load_file(folder / PEERS) if peers else {}
+    for number, peer in enumerate(peers):
+        prefix = f"{number}.student."
+        peer.load_state_dict(
+            {name.removeprefix(prefix): t for name, t in together.items() if name.startswith(prefix)}, strict=False
+        )
 
 
 def take_projections(distiller: Distiller, folder: Path) -> None:
@@ -90,12 +99,13 @@ def _step(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
-def _save(module: nn.Module, path: Path) -> None:
+def _save(state: Mapping[str, Tensor], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     seen: set[int] = set()
     tensors = {}
-    for name, tensor in module.state_dict().items():
+    for name, tensor in state.items():
         if tensor.data_ptr() not in seen or tensor.numel() == 0:
-            tensors[name] = tensor.detach().contiguous()
+            tensors[name] = tensor.contiguous()
             seen.add(tensor.data_ptr())
     save_file(tensors, path)
 
@@ -103,8 +113,8 @@ def _save(module: nn.Module, path: Path) -> None:
 def _load(module: nn.Module, path: Path) -> None:
     """Load what `_save` wrote; a parameter may be missing only if it shares its memory with one that is there."""
     tensors = load_file(path)
-    missing, unknown = module.load_state_dict(tensors, strict=False)
-    state = module.state_dict()
+    missing, unknown = module.load_state_dict(sharded_like(tensors, module), strict=False)
+    state = {name: local(tensor) for name, tensor in module.state_dict().items()}
     loaded = {state[name].data_ptr() for name in tensors if name in state}
     lost = [name for name in missing if state[name].data_ptr() not in loaded]
     if unknown or lost:

@@ -148,6 +148,11 @@ class Distiller(Member):
             member.student.activation_checkpointing_enable(*args, **kwargs)
 
     @property
+    def _no_split_modules(self) -> list[str]:
+        """The layers that FSDP shards one by one."""
+        return sorted({name for member in self.members for name in member.student._no_split_modules or ()})
+
+    @property
     def members(self) -> list[Member]:
         """The student and its peers."""
         return [self, *self.peers]

@@ -1,7 +1,9 @@
 """One stage of training from start to end, or from where it was stopped."""
 
+import copy
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,7 +17,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from potstill import ranks
 from potstill.objective import Objective
 from potstill.tasks.base import Rows, Task
-from potstill.training.checkpoints import is_last, latest, load_weights, prune, save_weights, take_projections
+from potstill.training.checkpoints import (
+    is_last,
+    latest,
+    load_members,
+    load_weights,
+    prune,
+    save_weights,
+    take_projections,
+)
 from potstill.training.combination import Combination
 from potstill.training.distiller import Teacher
 from potstill.training.embeddings import FROZEN, SPARSE
@@ -98,14 +108,16 @@ def train(
         TrainingError: a loss that is not a finite number; the last good checkpoint stays in `folder`.
     """
     steps, _ = total_steps(settings, len(lesson.rows))
+    plain = (student, *lesson.peers)
+    members = copy.deepcopy(plain) if sharding() else plain  # a sharded model is none that can be used by itself
     trainer = DistillationTrainer(
-        student,
+        members[0],
         lesson.objective,
         lesson.task,
         lesson.tokenizer,
         lesson.rows,
         teacher=lesson.teacher,
-        peers=lesson.peers,
+        peers=members[1:],
         combination=lesson.combination,
         teacher_tokenizer=lesson.teacher_tokenizer,
         args=training_arguments(settings, lesson, folder, bfloat16=precision.bfloat16, seed=seed),
@@ -121,26 +133,33 @@ def train(
     final = folder / "final"
     record, checkpoint, ended = ranks.on_main(partial(_left_in, folder))
     if record is not None:
-        load_weights(trainer.distiller, final)
+        load_members(final, student, lesson.peers) if sharding() else load_weights(trainer.distiller, final)
         student.eval()  # type: ignore[no-untyped-call]
         return record
     if checkpoint is not None and ended:
         trainer.restore(checkpoint)  # `Trainer` would take one step more
     else:
         held = [EMBEDDINGS] if settings.embeddings == FROZEN and EMBEDDINGS not in lesson.freeze else []
-        with frozen(student, [*lesson.freeze, *held]):
+        with frozen(members[0], [*lesson.freeze, *held]):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     best = ranks.on_main(lambda: trainer.best_checkpoint) if settings.keep == "best" else None
     if best is not None:
         load_weights(trainer.distiller, best)
     made = _record(trainer, settings)
     save_weights(trainer.distiller, final)
+    if sharding():
+        load_members(final, student, lesson.peers)
     ranks.on_main(lambda: _finish(folder, made))
     student.eval()  # type: ignore[no-untyped-call]
     return made
 
 
 FINISHED = "finished.json"
+
+
+def sharding() -> bool:
+    """Whether accelerate was told to shard what trains (FSDP)."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and ranks.world_size() > 1
 
 
 def _left_in(folder: Path) -> tuple[TrainRecord | None, Path | None, bool]:

@@ -43,6 +43,7 @@ from potstill.training.embeddings import LazyAdamW, clipped_norm, require_unshar
 from potstill.training.masks import masks_without_waiting
 from potstill.training.parallel import parallel_arguments
 from potstill.training.sampler import LengthGroupedSampler, SharedBatches
+from potstill.training.sharding import all_finite, root_gathered, shard
 
 RANK_SEEDS = 1_000_003
 Evaluator = Callable[[PreTrainedModel], Mapping[str, float]]
@@ -143,9 +144,26 @@ class DistillationTrainer(Trainer):
             eval_dataset=train_dataset if evaluator is not None else None,
             **trainer_options,
         )
-        self.distiller.to(arguments.device)
+        if self.is_fsdp_enabled:
+            self._shard_teachers()
+        else:
+            self.distiller.to(arguments.device)
         for callback in (PrinterCallback, ProgressCallback) if arguments.disable_tqdm else ():
             self.remove_callback(callback)
+
+    def _shard_teachers(self) -> None:
+        """Spread the teachers over the ranks, as accelerate spreads what trains once training begins."""
+        plugin = self.accelerator.state.fsdp_plugin
+        if plugin.fsdp_version != 2 or self.distiller.objective.needs_rows:
+            raise TrainingError(
+                problem(
+                    "Under FSDP students and teachers are sharded by its version 2, and no term keeps a memory",
+                    given=f"version {plugin.fsdp_version}",
+                    do="Set fsdp_version: 2 in accelerate's configuration, or train without FSDP",
+                )
+            )
+        for teacher in self.distiller.teachers.values():
+            shard(teacher, offload_policy=plugin.cpu_offload)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; on a CPU with dropout that costs little, in forward and recomputed passes alike."""
@@ -288,7 +306,12 @@ class DistillationTrainer(Trainer):
         if self.evaluator is None:
             return {}
         evaluator = self.evaluator
-        found = ranks.on_main(lambda: dict(evaluator(self.distiller.student)))
+        if self.is_fsdp_enabled:  # all ranks run the model, and rank 0's numbers count
+            with root_gathered(self.distiller):
+                own = dict(evaluator(self.distiller.student))
+            found = ranks.on_main(lambda: own)
+        else:
+            found = ranks.on_main(lambda: dict(evaluator(self.distiller.student)))
         metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in found.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -325,7 +348,7 @@ class DistillationTrainer(Trainer):
 
     def _require_finite_weights(self) -> None:
         """A finite loss may have a gradient that is not: the weights are spoilt one step before the loss shows it."""
-        if not all(bool(parameter.isfinite().all()) for parameter in self.distiller.parameters()):
+        if not ranks.everyone(all_finite(self.distiller)):
             raise TrainingError(
                 problem(
                     f"The weights are not finite numbers after step {self.state.global_step}",
