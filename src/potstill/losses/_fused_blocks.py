@@ -82,7 +82,7 @@ class Product:
             self._bias = (head.bias.to(work.soft) / self.temperature).clamp(min=floor).to(work.dtype)
 
     def logits(self, states: Tensor) -> Tensor:
-        """[c, V] for states [c, D], before a cap, over the temperature if that is folded in; overwritten by the next."""
+        """[c, V] for states [c, D], before a cap, over the temperature if that is folded in; used again."""
         logits, alpha = self._logits[: len(states)], self.head.scale / self.temperature
         if self._bias is None:
             return logits.addmm_(states, self.weight.t(), beta=0, alpha=alpha)

@@ -1,4 +1,4 @@
-"""The losses of one block of positions with their gradients in closed form: what `fused` works through, a block at once.
+"""The losses of one block of positions with their gradients in closed form; `fused` goes from block to block.
 
 Decisions:
 - A gradient with respect to the softened logits z / T is handed back in pieces, on_student * p_S + on_teacher * p_T +
@@ -52,7 +52,7 @@ Form = Callable[[Block, Options], Found]
 def distribution(logits: Tensor, out: Tensor) -> Distribution:
     """The softmax of finite logits [b, V], written into `out`, which must not be the logits' own memory."""
     p = torch.softmax(logits, -1, out=out)
-    # At the likeliest class p = 1 / sum of exp(z - max z): one pass for the maximum is cheaper than another for the sum.
+    # At the likeliest class p = 1 / sum of exp(z - max z): a pass for the maximum is cheaper than one for the sum.
     return Distribution(logits, p, _exact(logits.amax(-1)) - _exact(p.amax(-1)).log())
 
 
