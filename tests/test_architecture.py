@@ -31,6 +31,7 @@ ORDER = (
     "projectors",
     "contrast",
     "terms",
+    "fusing",
     "objective",
     "students",
     "augment",

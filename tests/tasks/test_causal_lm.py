@@ -1,4 +1,6 @@
-"""Causal language modelling: rows keep whole documents apart, and every label stands at the position that predicts it."""
+"""Causal language modelling: rows keep documents apart, and every label stands at the position that predicts it."""
+
+from itertools import pairwise
 
 import pytest
 import torch
@@ -142,7 +144,7 @@ def test_a_packed_document_gets_the_logits_that_it_gets_alone(family, attention)
     seen = 0
     for number, row in enumerate(rows):
         starts = [at for at, position in enumerate(row["position_ids"]) if position == 0] + [len(row["input_ids"])]
-        for start, end in zip(starts, starts[1:], strict=False):
+        for start, end in pairwise(starts):
             alone = model(input_ids=torch.tensor([row["input_ids"][start:end]])).logits[0]
             torch.testing.assert_close(packed[number, start:end], alone, rtol=1e-4, atol=1e-4)
             seen += start > 0

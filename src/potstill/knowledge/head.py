@@ -1,8 +1,8 @@
 """The output head apart from its model: what goes into it and its weights, instead of the logits [B,S,V] they make.
 
 Decisions:
-- The head stays in its place, and is told for one forward pass to give logits of no width and to keep its input. To call
-  the base model instead would miss what stands between the two, such as BERT's transform or the scale of a tied T5.
+- The head stays in its place, and is told for one forward pass to give logits of no width and to keep its input. To
+  call the base model instead would miss what stands between them, such as BERT's transform or the scale of a tied T5.
 - What follows the head is known only so far as `FactoredLogits` can say it: a scale and a soft cap, both read from the
   config. So on the first batch that an observer sees, both forms are made of a few of its positions and compared, once;
   beyond rounding, the model's own logits are taken from then on, and the log says so.
@@ -40,7 +40,7 @@ class Head:
 
 def head_of(model: PreTrainedModel) -> Head | None:
     """The head of a model that gives logits over a vocabulary; None where it is no plain linear layer."""
-    linear = model.get_output_embeddings()
+    linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear):
         return None
     config = model.config.get_text_config()
@@ -54,11 +54,11 @@ def kept_apart(head: Head) -> Iterator[list[Tensor]]:
     """Let a head give logits of no width inside the context; what goes into it is collected."""
     found: list[Tensor] = []
 
-    def forward(states: Tensor) -> Tensor:
-        found.append(states)
-        return states.new_empty(*states.shape[:-1], 0)
+    def forward(input: Tensor) -> Tensor:
+        found.append(input)
+        return input.new_empty(*input.shape[:-1], 0)
 
-    head.linear.forward = forward  # type: ignore[method-assign]
+    head.linear.forward = forward  # type: ignore[assignment, method-assign]
     try:
         yield found
     finally:
@@ -76,8 +76,8 @@ def head_input(model: PreTrainedModel, head: Head, inputs: Mapping[str, Any]) ->
 def misfit(model: PreTrainedModel, head: Head, inputs: Mapping[str, Any]) -> str | None:
     """Why a model's logits are not what its head makes of its input, or None where they are.
 
-    Tried on the first positions of a batch's first row, in eval mode and without gradients, so that no dropout is drawn:
-    a run that looks is the same as one that doesn't.
+    Tried on the first positions of a batch's first row, in eval mode and without gradients, so that no dropout is
+    drawn: a run that looks is the same as one that doesn't.
     """
     few = {key: _first(value) if isinstance(value, Tensor) else value for key, value in inputs.items()}
     was_training = model.training

@@ -107,9 +107,10 @@ class Observer:
     def _run(self, inputs: Mapping[str, Any]) -> Logits | None:
         """The forward pass, and its logits if they are asked for."""
         if self._head is not None:
-            return self._head.logits(head_input(self.model, self._head, inputs))
+            states = head_input(self.model, self._head, inputs)
+            return self._head.logits(states) if self.needs.logits else None
         output = self.model(**inputs)
-        return output.logits if self.needs.logits else None  # type: ignore[no-any-return]
+        return output.logits if self.needs.logits else None
 
 
 def decoder_mask(batch: Mapping[str, Any]) -> Tensor | None:

@@ -97,12 +97,9 @@ class Knowledge:
     features: Mapping[int, Tensor] = field(default_factory=dict)
     decoder_mask: Tensor | None = None
 
-    @property
-    def dense_logits(self) -> Tensor | None:
-        """The logits as one tensor; factored ones are multiplied out."""
-        if self.logits is None or isinstance(self.logits, Tensor):
-            return self.logits
-        return self.logits.dense()
+    def with_dense_logits(self) -> "Knowledge":
+        """The same record with factored logits multiplied out; sparse ones can't be, and stay."""
+        return replace(self, logits=self.logits.dense()) if isinstance(self.logits, FactoredLogits) else self
 
     def shared_logits(self, vocabulary: int) -> "Knowledge":
         """The same record with logits of the first `vocabulary` tokens alone, whatever their form.

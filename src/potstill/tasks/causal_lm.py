@@ -4,15 +4,15 @@ Decisions:
 - Labels are shifted here, once: position i of the outputs is compared with label i, which is token i + 1. So outputs,
   labels and masks line up, and neither a loss nor the objective knows that anything was shifted. A position has the
   label -100 where no token of its own document follows: at the end of each document, and at padding. The end-of-text
-  token itself is a label like any other, or the student would never learn to stop (padding is told by length, not by id,
-  since many tokenizers pad with the end-of-text token).
+  token itself is a label like any other, or the student would never learn to stop (padding is told by length, not by
+  id, since many tokenizers pad with the end-of-text token).
 - Models are given no attention mask. Under causal attention nothing sees what stands right of it, so padding on the
   right needs none, and the fused kernels are fastest without; transformers moreover looks for documents in a packed row
   only where there is none. The mask of tokens travels as ``token_mask``, which no model takes.
-- Documents in a packed row are kept apart by ``position_ids`` that start again at 0, from which transformers derives the
-  mask (given no cache of keys and values: `potstill.knowledge.inputs_for` asks for none). Some models take positions and
-  attend across documents all the same, as do recurrent layers. That would train something else in silence, so
-  `CausalLM.check_model` tries it.
+- Documents in a packed row are kept apart by ``position_ids`` that start again at 0, from which transformers derives
+  the mask (given no cache of keys and values: `potstill.knowledge.inputs_for` asks for none). Some models take
+  positions and attend across documents all the same, as do recurrent layers. That would train something else in
+  silence, so `CausalLM.check_model` tries it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -60,8 +60,8 @@ class CausalLM:
     Raises:
         ArgumentError: another packing.
 
-    Prefer ``documents``: nothing is padded to speak of, and each document is learned as if it stood alone. ``blocks`` is
-    for models that can't keep documents apart; ``none`` for those, and for documents about as long as a row.
+    Prefer ``documents``: nothing is padded to speak of, and each document is learned as if it stood alone. ``blocks``
+    is for models that can't keep documents apart; ``none`` for those, and for documents about as long as a row.
     """
 
     packing: Packing = "documents"
@@ -77,12 +77,10 @@ class CausalLM:
 
     def load(self, path: str | Path, *, attention: str | None = None, trust_remote_code: bool = False) -> LoadedModel:
         """Load a language model in float32."""
-        return load_pretrained(
-            self.auto_class, path, attention=attention, trust_remote_code=trust_remote_code
-        )
+        return load_pretrained(self.auto_class, path, attention=attention, trust_remote_code=trust_remote_code)
 
     def encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Dataset:
-        """The column ``text`` as rows of at most `max_length` tokens, each document with the end-of-text token after it.
+        """The column ``text`` as rows of at most `max_length` tokens, the end-of-text token after each document.
 
         Gives ``input_ids`` and ``length``; and ``position_ids`` where documents are packed and kept apart.
 
@@ -158,7 +156,7 @@ class CausalLM:
 def separates_documents(model: PreTrainedModel) -> bool:
     """Whether a document in a packed row gets the logits that it gets alone: tried on two documents of 4 and 3 tokens.
 
-    Without gradients, in eval mode, which is put back; a difference is one beyond the rounding of the model's precision.
+    Without gradients, in eval mode, which is put back; a difference is one beyond rounding in the model's precision.
     """
     ids = torch.arange(1, 8, device=model.device).unsqueeze(0)
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2]], device=model.device)
