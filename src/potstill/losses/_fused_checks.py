@@ -124,10 +124,11 @@ def check_teacher(student: FactoredLogits, teacher: Teacher | None, asked: Seque
     if isinstance(teacher, SparseLogits):
         _check_sparse(student, teacher, needing)
         return
-    shape = tuple(teacher.shape)
     if isinstance(teacher, FactoredLogits):
         _check_head(teacher, "teacher")
         shape = (*teacher.states.shape[:-1], len(teacher.weight))
+    else:
+        shape = tuple(teacher.shape)
     wanted = (*student.states.shape[:-1], len(student.weight))
     if shape != wanted:
         given = f"student {wanted}, teacher {shape}"

@@ -206,7 +206,9 @@ def _terms(parts: Sequence[FusedPart], weights: Tensor) -> dict[float, list[Term
     return found
 
 
-def _at_rows(teacher: Teacher | None, rows: Tensor | None, unheard: Tensor) -> Teacher | None:
+def _at_rows(
+    teacher: Teacher | None, rows: Tensor | None, unheard: Tensor
+) -> FactoredLogits | SparseLogits | Tensor | None:
     """The teacher with one axis of positions, without gradients; a sparse one at the rows that count."""
     if teacher is None:
         return None
