@@ -37,7 +37,6 @@ ROW = "row"  # the number of a row in the data set, for a memory
 
 _NUMBERS = "the next token is one of many, not a number. Use cross_entropy."
 _ONE = "each position has exactly one next token."
-_ROWS = "it compares vectors of rows, and there is one distribution a token. Use it for hidden states."
 DEFAULTS = Defaults(
     "cross_entropy",
     "kl_divergence",
@@ -45,7 +44,6 @@ DEFAULTS = Defaults(
         "binary_cross_entropy": f"{_ONE} Use cross_entropy.",
         "binary_kl_divergence": f"{_ONE} Use kl_divergence.",
         "squared_error": _NUMBERS,
-        **dict.fromkeys(("rkd_distance", "rkd_angle", "similarity_preserving", "mgskd_samples"), _ROWS),
     },
 )
 
