@@ -42,7 +42,6 @@ class Needs:
     """
 
     logits: bool = False
-    factored: bool = False
     hidden: frozenset[Layer] = NO_LAYERS
     attention: frozenset[Layer] = NO_LAYERS
     scores: frozenset[Layer] = NO_LAYERS
@@ -50,6 +49,7 @@ class Needs:
     keys: frozenset[Layer] = NO_LAYERS
     values: frozenset[Layer] = NO_LAYERS
     features: frozenset[int] = frozenset()
+    factored: bool = False
 
     def __or__(self, other: "Needs") -> "Needs":
         """The union of two needs."""
