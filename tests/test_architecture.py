@@ -32,6 +32,7 @@ ORDER = (
     "projectors",
     "contrast",
     "terms",
+    "fusing",
     "objective",
     "students",
     "augment",

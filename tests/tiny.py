@@ -67,6 +67,21 @@ def tiny_model(
     return model
 
 
+def tiny_causal(family: str = "llama", layers: int = 2, width: int = 32, seed: int = 0, **config: Any) -> Any:
+    """A random language model of a family that has one stack of layers; float32, in eval mode."""
+    made = {**_sizes(family, layers, width, 4), "vocab_size": VOCABULARY, "pad_token_id": 0, **config}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(family, **made)).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.ndim > 1:
+                    parameter.mul_(4)
+                elif name.endswith("bias"):
+                    parameter.normal_(std=0.1)
+    return model
+
+
 def _head(family: str) -> Any:
     if family in ENCODER_DECODERS:
         return transformers.AutoModelForSeq2SeqLM

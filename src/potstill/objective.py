@@ -7,6 +7,8 @@ there, before training.
 Each term is a mean over its own positions: rows with a label (labels, and losses that need them), rows (logits, pooled
 states), tokens (the rest), and over its layer pairs. The counts come from outside, over the whole accumulation window
 and all ranks, so that neither padding nor accumulation changes the loss or its gradient.
+
+Where the student's logits are factored, the terms on labels and logits are computed together (`potstill.fusing`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from potstill.errors import MappingError, RecipeError
+from potstill.fusing import fusable, fused_shares, outcomes
 from potstill.knowledge.architectures import ModelShape
 from potstill.knowledge.types import Knowledge, Needs
+from potstill.losses.fused import FactoredLogits, SparseLogits
 from potstill.losses.logits import probability_shifted
-from potstill.reduce import masked_mean
+from potstill.reduce import masked_mean, position_weights
 from potstill.schedules import Adaptive
 from potstill.terms import KINDS, LAYERLESS, TEACHER, BoundTerm, Defaults, Term, bind_term, check_term, takes, written
 from potstill.transport import earth_movers_flow
@@ -45,7 +49,8 @@ class Scene:
 
     Args:
         labels: the task's labels of the rows.
-        masks: ``labels`` [B] rows with a label, ``outputs`` [B] rows that count, ``tokens`` [B,S] not padding.
+        masks: ``labels`` [B] rows with a label, ``outputs`` [B] rows that count, ``tokens`` [B,S] not padding; where
+            outputs are of tokens, ``labels`` and ``outputs`` are [B,S], and ``rows`` [B] are the rows that count.
         counts: the denominators, over the whole accumulation window; None takes those of this micro-batch.
         progress: the share of training done, 0 to 1, for the schedules.
         modules: projections and memories by name, as `BoundObjective.projections` and `memories` list them.
@@ -157,11 +162,23 @@ class BoundObjective:
     def __call__(self, student: Knowledge, teacher: Knowledge | Mapping[str, Knowledge] | None, scene: Scene) -> Parts:
         """The loss of one micro-batch, from what was observed in the student and in its teacher or teachers."""
         teachers = by_name(teacher)
-        shares = {}
-        for term in self.terms:
+        total: Tensor | float = 0.0
+        shares: dict[str, Tensor] = {}
+        rest = self.terms
+        if isinstance(student.logits, FactoredLogits):
+            together = [term for term in self.terms if fusable(term)]
+            rest = tuple(term for term in self.terms if term not in together)
+            if together:
+                weights = {term.name: _weights(term, scene) for term in together}
+                total, shares = fused_shares(together, weights, student.logits, teachers, scene.labels, scene.progress)
+        if any(term.kind in LAYERLESS for term in rest):
+            student = student.with_dense_logits()
+            teachers = {name: known.with_dense_logits() for name, known in teachers.items()}
+        for term in rest:
             shares[term.name] = term.weight(scene.progress) * _mean(term, student, teachers.get(term.source), scene)
-        parts = list(shares.values())
-        return Parts(sum(parts[1:], parts[0]), shares)
+            total = total + shares[term.name]
+        assert isinstance(total, Tensor)
+        return Parts(total, {term.name: shares[term.name] for term in self.terms})
 
 
 def by_name(teacher: One | Mapping[str, One] | None) -> dict[str, One]:
@@ -178,6 +195,21 @@ def _name(terms: Sequence[Term], index: int) -> str:
     return kind if number == 1 else f"{kind} {number}"
 
 
+def _weights(term: BoundTerm, scene: Scene) -> Tensor:
+    """What a term's value at each position is multiplied by, float32: mask, count, weight and influence."""
+    mask = scene.masks[term.positions]
+    weights = position_weights(mask, None if scene.counts is None else scene.counts[term.positions])
+    influence = _influence(term, scene)
+    if isinstance(influence, Tensor):
+        influence = influence.reshape(-1, *[1] * (mask.ndim - 1)).to(weights)
+    return weights * (term.weight(scene.progress) * influence)
+
+
+def _rows(scene: Scene) -> str:
+    """The mask of rows: the outputs, where there is one a row."""
+    return "rows" if "rows" in scene.masks else "outputs"
+
+
 def _mean(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scene: Scene) -> Tensor:
     """The term's mean over positions and layer pairs, unweighted."""
     influence = _influence(term, scene)
@@ -185,7 +217,7 @@ def _mean(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scene:
     for value in _values(term, student, teacher, scene):
         positions = term.positions
         if value.shape != scene.masks[positions].shape:  # a value of a whole row, from its tokens
-            positions = "outputs"
+            positions = _rows(scene)
         if isinstance(influence, Tensor):
             value = value * influence.reshape(-1, *[1] * (value.ndim - 1)).to(value.dtype)
         elif influence != 1:
@@ -216,11 +248,14 @@ def _values(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scen
         return
     assert teacher is not None, "a term that compares with the teacher was called without one"
     if term.kind == "logits":
-        target = teacher.logits
-        if term.shift:
-            assert target is not None
-            target = target if scene.labels is None else probability_shifted(target, scene.labels)
-        yield term.loss(student.logits, target, **options)
+        ours, target = student.logits, teacher.logits
+        if isinstance(target, SparseLogits):
+            assert isinstance(ours, Tensor)
+            ours, target = outcomes(ours, target, term, options.get("temperature", 1.0))
+        elif term.shift and scene.labels is not None:
+            assert isinstance(target, Tensor)
+            target = probability_shifted(target, scene.labels)
+        yield term.loss(ours, target, **options)
         return
     if "student_next" in takes(term.loss):
         for here, there in pairwise(term.pairs):
@@ -246,16 +281,18 @@ def _arguments(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, s
     if term.memory is None:
         options = {**term.options, **{key: value(scene.progress) for key, value in term.scheduled.items()}}
         if isinstance(term.temperature, Adaptive):
-            assert teacher is not None and student.logits is not None and teacher.logits is not None
+            assert teacher is not None
+            ours, theirs = student.logits, teacher.logits
+            assert isinstance(ours, Tensor) and isinstance(theirs, Tensor)
             mask = scene.masks["outputs"]
-            options["temperature"] = term.temperature(scene.progress, student.logits, teacher.logits, mask=mask)
+            options["temperature"] = term.temperature(scene.progress, ours, theirs, mask=mask)
         elif term.temperature is not None:
             options["temperature"] = term.temperature(scene.progress)
     parameters = takes(term.loss)
     if "labels" in parameters and term.kind != "labels":
         options["labels"] = scene.labels
     if "mask" in parameters and term.kind != "labels":
-        options["mask"] = scene.masks["outputs" if term.pool or term.kind == "logits" else "tokens"]
+        options["mask"] = scene.masks[_rows(scene) if term.pool else "outputs" if term.kind == "logits" else "tokens"]
     return options
 
 

@@ -77,6 +77,28 @@ def masked_mean(
     return total / (denominator or 1)
 
 
+def position_weights(mask: Mask, denominator: float | int | Tensor | None = None) -> Float[Tensor, "..."]:
+    """What `masked_mean` multiplies each position's value by, for a loss that takes its weights along.
+
+    position_weights = 1 / denominator where the mask is true, else 0
+
+    Args:
+        mask: [*], true (or not 0) where a position counts.
+        denominator: as in `masked_mean`; without it, the count of this mask.
+
+    Returns:
+        float32, [*]. The sum of these weights times the values is the masked mean.
+
+    Raises:
+        ShapeError: a denominator of more than one element.
+        ArgumentError: a float mask, or a denominator that is negative or not finite.
+    """
+    valid = position_mask(mask, mask.shape, caller="position_weights")
+    assert valid is not None
+    one = torch.ones((), device=valid.device)
+    return valid.float() * masked_mean(one, denominator=valid.sum() if denominator is None else denominator)
+
+
 def position_mask(mask: Mask | None, positions: torch.Size, *, caller: str) -> Bool[Tensor, "..."] | None:
     """The mask as booleans, after the check that it has one entry a position; None stays None.
 

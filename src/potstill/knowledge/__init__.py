@@ -2,12 +2,13 @@
 
 from potstill.knowledge.architectures import ModelShape, architecture, describe
 from potstill.knowledge.observe import TEACHERS, Observer, inputs_for, observe, own_columns
-from potstill.knowledge.types import Knowledge, Layer, Needs
+from potstill.knowledge.types import Knowledge, Layer, Logits, Needs
 
 __all__ = [
     "TEACHERS",
     "Knowledge",
     "Layer",
+    "Logits",
     "ModelShape",
     "Needs",
     "Observer",

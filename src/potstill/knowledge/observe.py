@@ -5,6 +5,7 @@ Each model gets its own inputs out of the batch, chosen by the signature of its 
 """
 
 import inspect
+import logging
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -15,9 +16,11 @@ from transformers import PreTrainedModel
 
 from potstill.checks import problem
 from potstill.errors import ModelError
+from potstill.knowledge.head import head_input, head_of, misfit
 from potstill.knowledge.taps import tapped
-from potstill.knowledge.types import LAYERED, Knowledge, Needs
+from potstill.knowledge.types import LAYERED, Knowledge, Logits, Needs
 
+NOTES = logging.getLogger(__name__)
 IGNORED = -100  # the label of a position without one, as transformers writes it
 TARGETS = ("labels", "label", "label_ids")
 TEACHERS = "teacher_"
@@ -31,9 +34,14 @@ def _parameters(model_class: type) -> frozenset[str]:
 
 
 def inputs_for(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a batch this model's forward takes. Labels are never passed on: the objective computes the loss."""
+    """What of a batch this model's forward takes. Labels are never passed on: the objective computes the loss.
+
+    Models that could are told to keep no cache of keys and values: it would cost memory, and transformers looks for
+    several documents in a row only without one.
+    """
     known = _parameters(type(model))  # type: ignore[arg-type]
-    return {name: value for name, value in batch.items() if name in known}
+    found = {name: value for name, value in batch.items() if name in known}
+    return {**found, "use_cache": False} if "use_cache" in known else found
 
 
 def own_columns(batch: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
@@ -50,19 +58,24 @@ def own_columns(batch: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
 class Observer:
     """A model and what is asked of it; call it with a batch. Its mode and gradients are the caller's business.
 
-    With a `prefix`, it reads its `own_columns`.
+    With a `prefix`, it reads its `own_columns`. Factored logits are tried on the first batch, see `knowledge.head`.
     """
 
     def __init__(self, model: PreTrainedModel, needs: Needs, *, prefix: str = "") -> None:
         self.model = model
         self.needs = needs
         self.prefix = prefix
+        self._head = head_of(model) if needs.factored else None
+        self._untried = needs.factored
 
     def __call__(self, batch: Mapping[str, Any]) -> Knowledge:
         """Run the model once on a batch and return what was asked for."""
         batch = own_columns(batch, self.prefix)
+        inputs = inputs_for(self.model, batch)
+        if self._untried:
+            self._try_head(inputs)
         with tapped(self.model, self.needs) as found:
-            output = self.model(**inputs_for(self.model, batch))
+            logits = self._run(inputs)
         for kind in LAYERED:
             missing = getattr(self.needs, kind) - found.get(kind, {}).keys()
             if missing:
@@ -76,11 +89,28 @@ class Observer:
         mask = batch.get("attention_mask")
         decodes = getattr(self.model.config, "is_encoder_decoder", False)
         return Knowledge(
-            logits=output.logits if self.needs.logits else None,
+            logits=logits,
             mask=mask.bool() if isinstance(mask, Tensor) else None,
             decoder_mask=decoder_mask(batch) if decodes else None,
             **found,
         )
+
+    def _try_head(self, inputs: Mapping[str, Any]) -> None:
+        """Settle on the form of the logits, by the first batch; taps must not be in place, since the model is run."""
+        self._untried = False
+        why = "its head is no plain linear layer" if self._head is None else misfit(self.model, self._head, inputs)
+        if why is not None:
+            self._head = None
+            model = type(self.model).__name__
+            NOTES.warning("The whole matrix of logits of %s is formed, which takes memory and time: %s.", model, why)
+
+    def _run(self, inputs: Mapping[str, Any]) -> Logits | None:
+        """The forward pass, and its logits if they are asked for."""
+        if self._head is not None:
+            states = head_input(self.model, self._head, inputs)
+            return self._head.logits(states) if self.needs.logits else None
+        output = self.model(**inputs)
+        return output.logits if self.needs.logits else None
 
 
 def decoder_mask(batch: Mapping[str, Any]) -> Tensor | None:

@@ -11,12 +11,19 @@ How layers are named (`Layer`):
 - What enters layer 0, the output of the embeddings, is layer `mappings.EMBEDDINGS`, or ``("encoder", EMBEDDINGS)``. It
   exists for hidden states alone.
 - Features are numbered by stage, from 0. Where all stages have one resolution (ViT), each layer is a stage.
+
+Logits come in three forms: dense; factored, where a vocabulary is large (`FactoredLogits`: what goes into the head, and
+its weights); and sparse, from a cache (`SparseLogits`: the largest, and the mass of the rest).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from torch import Tensor
+
+from potstill.losses.fused import FactoredLogits, SparseLogits
+
+Logits = Tensor | FactoredLogits | SparseLogits
 
 Layer = int | tuple[str, int]
 """A layer's number, or its stack and number in encoder-decoders."""
@@ -29,7 +36,10 @@ LAYERED = ("hidden", "attention", "scores", "queries", "keys", "values", "featur
 
 @dataclass(frozen=True)
 class Needs:
-    """What to observe, layer by layer. Nothing else is collected, and nothing else costs anything."""
+    """What to observe, layer by layer. Nothing else is collected, and nothing else costs anything.
+
+    `factored` asks for the logits in their factored form, where the model's head has one.
+    """
 
     logits: bool = False
     hidden: frozenset[Layer] = NO_LAYERS
@@ -39,6 +49,7 @@ class Needs:
     keys: frozenset[Layer] = NO_LAYERS
     values: frozenset[Layer] = NO_LAYERS
     features: frozenset[int] = frozenset()
+    factored: bool = False
 
     def __or__(self, other: "Needs") -> "Needs":
         """The union of two needs."""
@@ -60,7 +71,7 @@ class Knowledge:
     """What was observed in one forward pass.
 
     Shapes:
-        logits: [B,V] (one answer a row), [B,S,V] (one a token) or [B,V,H,W] (one a pixel).
+        logits: [B,V] (one answer a row), [B,S,V] (one a token) or [B,V,H,W] (one a pixel), in one of three forms.
         hidden[layer]: [B,S,D], as the layer returned it, before any final norm.
         attention[layer]: [B,H,S,S], probabilities before dropout; queries come first, so cross-attention gives
             [B,H,S_decoder,S_encoder], and spatial reduction (SegFormer, PVTv2) fewer keys than queries.
@@ -75,7 +86,7 @@ class Knowledge:
     where others have B, row by row of the image, and S is what one window holds.
     """
 
-    logits: Tensor | None = None
+    logits: Logits | None = None
     hidden: Mapping[Layer, Tensor] = field(default_factory=dict)
     attention: Mapping[Layer, Tensor] = field(default_factory=dict)
     scores: Mapping[Layer, Tensor] = field(default_factory=dict)
@@ -85,3 +96,21 @@ class Knowledge:
     mask: Tensor | None = None
     features: Mapping[int, Tensor] = field(default_factory=dict)
     decoder_mask: Tensor | None = None
+
+    def with_dense_logits(self) -> "Knowledge":
+        """The same record with factored logits multiplied out; sparse ones can't be, and stay."""
+        return replace(self, logits=self.logits.dense()) if isinstance(self.logits, FactoredLogits) else self
+
+    def shared_logits(self, vocabulary: int) -> "Knowledge":
+        """The same record with logits of the first `vocabulary` tokens alone, whatever their form.
+
+        Models of one family differ in the rows by which their vocabularies are padded. No token of a text has those
+        numbers, and filled up with zeros they would hold a share of the mass.
+        """
+        logits = self.logits
+        if isinstance(logits, Tensor):
+            return replace(self, logits=logits[..., :vocabulary])
+        if isinstance(logits, FactoredLogits) and len(logits.weight) > vocabulary:
+            bias = None if logits.bias is None else logits.bias[:vocabulary]
+            return replace(self, logits=replace(logits, weight=logits.weight[:vocabulary], bias=bias))
+        return self

@@ -60,7 +60,7 @@ class Room:
     """Buffers [rows, V] by name, made when first asked for, and used again in every block."""
 
     def __init__(self, rows: int, like: Tensor, dtype: torch.dtype) -> None:
-        self._shape, self._like, self._dtype = (rows, like.shape[-1]), like, dtype
+        self._shape, self._like, self._dtype = (rows, len(like)), like, dtype
         self._made: dict[str, Tensor] = {}
 
     def __call__(self, name: str, rows: int) -> Tensor:

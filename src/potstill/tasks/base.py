@@ -45,6 +45,10 @@ class Task(Protocol):
     def names(self) -> tuple[str, ...]:
         """The classes in the order of the logits."""
 
+    @property
+    def of_tokens(self) -> bool:
+        """Whether there is an output for every token, over the vocabulary, and not one for the whole row."""
+
     def load(self, path: str | Path, *, attention: str | None = None, trust_remote_code: bool = False) -> LoadedModel:
         """Load a model of this task in float32, with this task's number and names of classes."""
 
@@ -60,10 +64,16 @@ class Task(Protocol):
         """The labels of a batch, with harmless values where a row has none."""
 
     def masks(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``labels``, ``outputs`` and ``tokens``: the positions that each kind of term is a mean over."""
+        """``labels``, ``outputs`` and ``tokens``: the positions that each kind of term is a mean over.
+
+        Where outputs are of tokens, also ``rows``, for terms that compare whole rows.
+        """
 
     def defaults(self) -> Defaults:
         """The losses that labels and logits take when a term names none, and those that make no sense here."""
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Raise `ModelError` where a model can't read this task's batches as they are meant; asked before training."""
 
 
 @contextmanager

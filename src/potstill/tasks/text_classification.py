@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill import losses
 from potstill.knowledge import TEACHERS
@@ -74,6 +74,7 @@ class TextClassification:
     names: tuple[str, ...] = ("negative", "positive")
 
     auto_class = AutoModelForSequenceClassification
+    of_tokens = False
 
     def load(self, path: str | Path, *, attention: str | None = None, trust_remote_code: bool = False) -> LoadedModel:
         """Load a model with this task's classes. A head that the checkpoint doesn't hold is new, and listed as such."""
@@ -134,6 +135,9 @@ class TextClassification:
     def defaults(self) -> Defaults:
         """Cross-entropy and KL for one label, their binary forms for several, squared error for a number."""
         return DEFAULTS[self.problem]
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Every model that gives logits a row will do: padding is masked for all of them."""
 
 
 @dataclass(frozen=True)

@@ -67,3 +67,20 @@ def require_aligned(
             "the teacher's tokenizer",
         )
     )
+
+
+def require_known(tokenizer: PreTrainedTokenizerBase, vocabulary: int | None) -> None:
+    """Raise `ModelError` where a tokenizer has tokens that not all models have an output for.
+
+    Vocabularies are cut to the ids that all models share; a token beyond them could be no label.
+    """
+    if vocabulary is None or len(tokenizer) <= vocabulary:
+        return
+    raise ModelError(
+        problem(
+            "The tokenizer has more tokens than the smallest of the models",
+            given=f"{len(tokenizer)} tokens, {vocabulary} outputs",
+            follows="Some labels would be no classes",
+            do="Give the tokenizer of these models, or resize their embeddings to it",
+        )
+    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from potstill.knowledge import Knowledge
+from potstill.knowledge import Knowledge, Logits
 from potstill.losses._inputs import at_least_float32
 
 CONFIDENT = "confident"
@@ -53,8 +53,8 @@ class Combination:
         return {name: (chosen == number).float() for number, name in enumerate(names)}
 
 
-def _entropy(logits: Tensor | None) -> Tensor:
-    """The entropy of each row's distribution over the classes, [B] from [B,V]."""
-    assert logits is not None, "a row is routed by the teachers' logits, and they were not observed"
+def _entropy(logits: Logits | None) -> Tensor:
+    """The entropy of each row's distribution over the classes, [B] from [B,V]; the mean over its tokens of [B,S,V]."""
+    assert isinstance(logits, Tensor), "a row is routed by the teachers' logits, and they were not observed"
     log_probabilities = torch.log_softmax(at_least_float32(logits), dim=-1)
-    return -(log_probabilities.exp() * log_probabilities).sum(-1)
+    return -(log_probabilities.exp() * log_probabilities).sum(-1).reshape(len(logits), -1).mean(-1)

@@ -19,12 +19,14 @@ from potstill.cache import CachedTeacher, Recall
 from potstill.checks import problem
 from potstill.contrast import ContrastiveMemory
 from potstill.errors import ModelError
+from potstill.fusing import fusable
 from potstill.knowledge import TEACHERS, Knowledge, Needs, Observer, describe
 from potstill.knowledge.taps import check_needs
+from potstill.losses.fused import FactoredLogits, SparseLogits
 from potstill.objective import BoundObjective, Objective, Parts, Scene, by_name
 from potstill.projectors import projector
 from potstill.tasks.base import Task
-from potstill.terms import PEERS, BoundTerm
+from potstill.terms import LAYERLESS, PEERS, BoundTerm
 from potstill.training.combination import Combination
 from potstill.training.precision import DTYPES, teacher_at
 
@@ -33,6 +35,10 @@ ROW = "row"
 
 
 NOTHING = Needs()
+LARGE_VOCABULARY = 8192
+"""From here on logits are factored, so that their matrix is never formed."""
+SPARE = 1024
+"""By so many rows the vocabularies of one family may differ: Pythia's and Qwen's are padded by up to 384."""
 Teacher: TypeAlias = PreTrainedModel | CachedTeacher
 """Who is learned from: a model that runs along, or one whose answers are read back from a cache."""
 
@@ -77,8 +83,8 @@ class Distiller(Member):
 
     Raises:
         RecipeError: the objective doesn't fit the models.
-        ModelError: teacher and student don't share a vocabulary or are one object, or what a term asks for can't be
-            observed in one of them.
+        ModelError: teacher and student don't share a vocabulary or are one object, what a term asks for can't be
+            observed in one of them, or one of them can't read the task's batches as they are meant.
     """
 
     def __init__(
@@ -96,14 +102,21 @@ class Distiller(Member):
     ) -> None:
         teachers: dict[str, Teacher] = by_name(teacher)
         members = [student, *peers]
+        for model in (*members, *teachers.values()):
+            if not isinstance(model, CachedTeacher):  # it was looked at when its answers were kept
+                task.check_model(model)
         others = [_others(members, model) for model in members]
         bound = [
             bind(objective, model, task, teachers, peers=beside, own_columns=own_columns)
             for model, beside in zip(members, others, strict=True)
         ]
-        learned = [_needs_of(bound, f"{PEERS} {number}") for number in range(len(members))]  # from each, by the others
+        factored = factored_needs(bound, task, combination)
+        learned = [  # from each, by the others
+            factored | _needs_of(bound, f"{PEERS} {number}") for number in range(len(members))
+        ]
         super().__init__(student, bound[0], rows, learned[0])
         self.task = task
+        self.vocabulary = shared_vocabulary(bound)
         self.combination = combination
         along = zip(peers, bound[1:], learned[1:], strict=True)
         self.peers = nn.ModuleList(Member(model, own, rows, needs) for model, own, needs in along)
@@ -117,6 +130,7 @@ class Distiller(Member):
             if isinstance(model, CachedTeacher):
                 held[name] = model.recall(name, needs, self.prefix)
                 continue
+            needs = factored | needs
             check_needs(model, needs)
             if teacher_dtype is not None:
                 model = teacher_at(model, next(name for name, dtype in DTYPES.items() if dtype == teacher_dtype))
@@ -161,7 +175,11 @@ class Distiller(Member):
         """What each teacher knows of a batch, without gradients."""
         observers: dict[str, Observer | Recall] = self.__dict__["_observe_teachers"]
         with torch.no_grad(), torch.autocast(self.student.device.type, enabled=False):
-            return {name: observer(batch) for name, observer in observers.items()}
+            return {name: self._shared(observer(batch)) for name, observer in observers.items()}
+
+    def _shared(self, known: Knowledge) -> Knowledge:
+        """What was observed, with logits of the tokens that all models have."""
+        return known.shared_logits(self.vocabulary) if self.task.of_tokens and self.vocabulary is not None else known
 
     def forward(
         self,
@@ -171,7 +189,7 @@ class Distiller(Member):
     ) -> Parts:
         """The loss of a micro-batch, with the denominators of the whole accumulation window in `counts`."""
         taught = self.teach(batch)
-        seen = [member._observe_student(batch) for member in self.members]
+        seen = [self._shared(member._observe_student(batch)) for member in self.members]
         scene = Scene(
             labels=self.task.targets(batch),
             masks=self.task.masks(batch),
@@ -203,13 +221,41 @@ def detached(known: Knowledge) -> Knowledge:
     def cut(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.detach()
+        if isinstance(value, FactoredLogits | SparseLogits):
+            return replace(value, **{f.name: cut(getattr(value, f.name)) for f in fields(value)})
         return {key: tensor.detach() for key, tensor in value.items()} if isinstance(value, Mapping) else value
 
     return Knowledge(**{f.name: cut(getattr(known, f.name)) for f in fields(Knowledge)})
 
 
+def _same_vocabulary(student: int | None, teacher: int | None, spare: int) -> bool:
+    """Whether two vocabularies differ by no more than the rows that one of them may be padded with."""
+    if student is None or teacher is None:
+        return student == teacher
+    return abs(student - teacher) <= spare
+
+
 def _others(members: Sequence[PreTrainedModel], own: PreTrainedModel) -> dict[str, PreTrainedModel]:
     return {f"{PEERS} {number}": model for number, model in enumerate(members) if model is not own}
+
+
+def shared_vocabulary(objectives: Sequence[BoundObjective]) -> int | None:
+    """The size of the smallest vocabulary of all models; None where no text comes in."""
+    shapes = [shape for one in objectives for shape in (one.student, *one.teachers.values())]
+    return min((shape.vocabulary for shape in shapes if shape.vocabulary is not None), default=None)
+
+
+def factored_needs(objectives: Sequence[BoundObjective], task: Task, combination: Combination | None) -> Needs:
+    """Whether logits are asked for in their factored form: where a vocabulary is large, and no term needs the matrix.
+
+    A teacher that is chosen by how sure it is needs it too.
+    """
+    vocabulary = shared_vocabulary(objectives)
+    if not task.of_tokens or vocabulary is None or vocabulary < LARGE_VOCABULARY:
+        return NOTHING
+    terms = [term for one in objectives for term in one.terms if term.kind in LAYERLESS]
+    confident = combination is not None and combination.confident
+    return Needs(factored=not confident and all(fusable(term) for term in terms))
 
 
 def _needs_of(objectives: Sequence[BoundObjective], source: str) -> Needs:
@@ -245,7 +291,9 @@ def bind(
                     do="Give a copy: build_student(teacher)",
                 )
             )
-        if shapes[name].vocabulary != own.vocabulary and not (own_columns and name not in (peers or {})):
+        if own_columns and name not in (peers or {}):
+            continue
+        if not _same_vocabulary(own.vocabulary, shapes[name].vocabulary, SPARE if task.of_tokens else 0):
             raise ModelError(
                 problem(
                     "Teacher and student have different vocabularies",

@@ -34,7 +34,7 @@ from potstill.checks import problem
 from potstill.errors import TrainingError
 from potstill.objective import Objective, Parts, by_name
 from potstill.tasks.base import Rows, Task
-from potstill.training.alignment import require_aligned
+from potstill.training.alignment import require_aligned, require_known
 from potstill.training.checkpoints import load_weights, mark_complete, prune, save_weights
 from potstill.training.combination import Combination
 from potstill.training.distiller import ROW, Distiller, Teacher
@@ -115,6 +115,8 @@ class DistillationTrainer(Trainer):
             rows=len(train_dataset),
             own_columns=teacher_tokenizer is not None,
         )
+        if task.of_tokens:
+            require_known(tokenizer, self.distiller.vocabulary)
         if teacher_tokenizer is not None:
             require_aligned(self.distiller.objective, train_dataset, tokenizer, teacher_tokenizer)
         lookups = [
