@@ -332,8 +332,8 @@ def taps_table(result: Mapping[str, Any]) -> list[str]:
         "",
         "# What observing costs",
         "",
-        f"A forward and backward pass with what is asked for collected, over the plain pass ({setting}), paired, medians. "
-        "Attention maps and scores need eager attention.",
+        "A forward and backward pass with what is asked for collected, over the plain pass, paired, medians "
+        f"({setting}). Attention maps and scores need eager attention.",
         "",
         "| observed | time over the plain pass |",
         "|---|---:|",

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner
-
 from test_cached_training import recipe
+from typer.testing import CliRunner
 
 from potstill.cache import caches, open_cache
 from potstill.cli import app

@@ -112,7 +112,7 @@ def needs_of(columns: Sequence[Column]) -> Needs:
 
 
 def _logits_shape(known: Knowledge) -> tuple[Size, ...]:
-    assert known.logits is not None
+    assert isinstance(known.logits, Tensor)
     shape = tuple(known.logits.shape[1:])
     if len(shape) != 2:
         return shape

@@ -69,7 +69,8 @@ def cosines(vertices: Tensor, ends: Tensor) -> Tensor:
 def mean_square(vectors: Tensor) -> Tensor:
     """The mean over D of the squares of [*, D]. A product with itself moves half as much memory as squaring does."""
     with full_precision(vectors):
-        return torch.linalg.vecdot(vectors, vectors) / vectors.shape[-1]
+        squares: Tensor = torch.linalg.vecdot(vectors, vectors)
+        return squares / vectors.shape[-1]
 
 
 def counts(valid: Tensor) -> Tensor:
