@@ -59,13 +59,13 @@ class Work:
 class Room:
     """Buffers [rows, V] by name, made when first asked for, and used again in every block."""
 
-    def __init__(self, rows: int, like: Tensor, dtype: torch.dtype) -> None:
-        self._shape, self._like, self._dtype = (rows, like.shape[-1]), like, dtype
+    def __init__(self, rows: int, weight: Tensor, dtype: torch.dtype) -> None:
+        self._shape, self._weight, self._dtype = (rows, len(weight)), weight, dtype
         self._made: dict[str, Tensor] = {}
 
     def __call__(self, name: str, rows: int) -> Tensor:
         if name not in self._made:
-            self._made[name] = self._like.new_empty(self._shape, dtype=self._dtype)
+            self._made[name] = self._weight.new_empty(self._shape, dtype=self._dtype)
         return self._made[name][:rows]
 
 
