@@ -224,7 +224,7 @@ class _Pass:
                 found = self._cross_entropy(student)
                 label_weights = term.slopes[self.place] + (0.0 if label_weights is None else label_weights)
             elif teacher is not None and term.loss in FORMS:
-                block = Block(student, teacher, (self.room("first"), self.room("second")), self.wanted)
+                block = Block(student, teacher, self._working(term.loss), self.wanted)
                 found = FORMS[term.loss](block, term.options)
             else:
                 found = self._squares(plain, other, term)
@@ -249,7 +249,7 @@ class _Pass:
         known = torch.cat([cache.values[self.place], cache.tail[self.place].unsqueeze(-1)], dim=1)
         student = distribution(outcomes, torch.empty_like(outcomes))
         teacher = distribution(known.to(outcomes.dtype).clamp(min=FLOOR), torch.empty_like(outcomes))
-        block = Block(student, teacher, (torch.empty_like(outcomes), torch.empty_like(outcomes)), self.wanted)
+        block = Block(student, teacher, tuple(torch.empty_like(outcomes) for _ in range(3)), self.wanted)
         narrow, label_weights = Gradient(torch.empty_like(outcomes)), None
         for term in self.work.terms[temperature]:
             if term.loss == "cross_entropy" and right is not None:
@@ -282,6 +282,10 @@ class _Pass:
         values[term.index, self.place] = found.values * term.scale
         if self.wanted:
             gradient.add(found, term.slopes[self.place])
+
+    def _working(self, loss: str) -> tuple[Tensor, ...]:
+        names = ("first",) if loss not in WRITING else ("first", "second", "third")
+        return tuple(self.room(name) for name in names)
 
     def _labels(self) -> Tensor:
         assert self.work.labels is not None
