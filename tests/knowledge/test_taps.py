@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel, T5EncoderModel, T5Model
 
 from potstill.errors import ModelError
-from potstill.knowledge import Needs, describe, observe
+from potstill.knowledge import Needs, describe, inputs_for, observe
 from potstill.knowledge.architectures import ARCHITECTURES, cross_attentions, layer_modules
 from potstill.knowledge.taps import FUSED, check_needs, tapped
 from potstill.knowledge.types import LAYERED
@@ -272,7 +272,7 @@ def test_attention_is_the_softmax_of_the_scores(family):
     with torch.no_grad():
         seen = observe(model, batch, needs)
         alone = observe(model, batch, Needs(scores=needs.scores))
-        plain = model(**batch).logits
+        plain = model(**inputs_for(model, batch)).logits
     assert torch.equal(seen.logits, plain)
     assert not alone.attention
     for layer, scores in seen.scores.items():
@@ -372,7 +372,7 @@ def test_maps_are_recorded_before_dropout(family):
     with torch.no_grad():
         quiet = observe(model, batch, Needs(attention=frozenset({first}))).attention[first]
         torch.manual_seed(0)
-        plain = model.train()(**batch).logits
+        plain = model.train()(**inputs_for(model, batch)).logits
         torch.manual_seed(0)
         seen = observe(model, batch, Needs(logits=True, attention=frozenset({first})))
     assert torch.equal(quiet, seen.attention[first])
