@@ -105,9 +105,11 @@ class ContrastiveMemory(nn.Module):
             )
         batch = int(self.batches.item())
         ours, theirs = _embeddings(self.student_head, student), _embeddings(self.teacher_head, teacher)
-        seen = [_of_all_ranks(part) for part in (ours, theirs, row_numbers)] if self.training or batch == 0 else []
-        candidates = self._candidates(row_numbers, batch)
-        constants = self._constants(*seen) if batch == 0 else self.constants
+        candidates, constants, seen = self._candidates(row_numbers, batch), self.constants, None
+        if self.training or batch == 0:
+            seen = (_of_all_ranks(ours), _of_all_ranks(theirs), _of_all_ranks(row_numbers))
+        if seen is not None and batch == 0:
+            constants = self._constants(*seen)
         arguments: dict[str, Tensor | float] = {
             "student": ours,
             "teacher": theirs,
@@ -117,7 +119,7 @@ class ContrastiveMemory(nn.Module):
             "constants": constants,
             "temperature": self.temperature,
         }
-        if self.training:
+        if seen is not None and self.training:
             self._remember(*seen, constants)
         return arguments
 

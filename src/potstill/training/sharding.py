@@ -28,7 +28,7 @@ def shard(model: PreTrainedModel, **options: Any) -> None:
     for module in model.modules():
         if type(module).__name__ in names:
             fully_shard(module, **options)
-    fully_shard(model, **options)
+    fully_shard(model, reshard_after_forward=True, **options)  # a root would stay gathered, for a backward pass
 
 
 @contextmanager
@@ -49,10 +49,12 @@ def root_gathered(module: nn.Module) -> Iterator[None]:
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
     """The state of a module with every sharded tensor put together, one after another, on the CPU."""
-    return {
-        name: tensor.detach().full_tensor().cpu() if isinstance(tensor, DTensor) else tensor.detach()
-        for name, tensor in module.state_dict().items()
-    }
+    return {name: _whole(tensor) for name, tensor in module.state_dict().items()}
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    found = tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+    return found.detach()
 
 
 def like(tensor: Tensor, place: Tensor) -> Tensor:
