@@ -35,6 +35,10 @@ WARM = 3  # steps of a segment before the clock starts
 EVALUATION_ROWS = 64  # of a batch
 
 
+class LeftOut(Exception):
+    """A tool has no such thing; the message says what."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What is the same for all.
@@ -119,7 +123,9 @@ class Padding:
             place[: len(row["input_ids"])] = row["input_ids"]
         mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
         labels = np.array([row["labels"] for row in rows])
-        return {name: torch.from_numpy(x) for name, x in (("input_ids", ids), ("attention_mask", mask), ("labels", labels))}
+        return {
+            name: torch.from_numpy(x) for name, x in (("input_ids", ids), ("attention_mask", mask), ("labels", labels))
+        }
 
 
 def whole_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -151,6 +157,11 @@ class Work:
     command: dict[str, Any]
     rows: Rows
     losses: list[Tensor] = field(default_factory=list)  # of the steps, in the common convention
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether matrix products run in bfloat16."""
+        return bool(self.command.get("bfloat16"))
 
     @property
     def steps(self) -> int:
@@ -291,6 +302,11 @@ def memory(name: str, *, reset: bool = False) -> int | None:
 Answer = Callable[[Work], Any]
 
 
+def no_curve(work: Work) -> dict[str, Any]:
+    """What a tool answers that has no defaults."""
+    raise LeftOut("it has no defaults of its own")
+
+
 def measured(work: Work, train: Answer) -> dict[str, Any]:
     """Train for a segment: seconds a step, the peak of memory, losses, and how far the weights have moved."""
     clock, before = StepClock(), memory("VmRSS")
@@ -311,7 +327,7 @@ def measured(work: Work, train: Answer) -> dict[str, Any]:
     }
 
 
-def serve(segment: Answer, curve: Answer | None = None) -> None:
+def serve(segment: Answer, curve: Answer = no_curve) -> None:
     """Answer commands until the input ends.
 
     Args:
@@ -328,12 +344,10 @@ def serve(segment: Answer, curve: Answer | None = None) -> None:
     for line in sys.stdin:
         work = Work(settings, json.loads(line), rows)
         torch.manual_seed(work.command["seed"])
-        if work.command["do"] == "segment":
-            found = measured(work, segment)
-        elif curve is not None:
-            found = curve(work)
-        else:
-            found = {"left_out": "has no defaults to be measured"}
+        try:
+            found = measured(work, segment) if work.command["do"] == "segment" else curve(work)
+        except LeftOut as reason:
+            found = {"left_out": str(reason)}
         out.write(json.dumps(found) + "\n")
         out.flush()
 

@@ -1,5 +1,7 @@
 """A training loop written by hand, and one that trains the student alone: what the others are compared with."""
 
+from typing import Any
+
 import torch
 from contract import Work, load, optimiser_for, serve, without_dropout
 from torch import Tensor
@@ -19,12 +21,31 @@ def flat(logits: Tensor, labels: Tensor, task: str) -> Tensor:
     return logits[:, :-1][labels[:, 1:] != -100] if task == "language" else logits
 
 
+def label_loss(student: Any, batch: dict[str, Tensor], labels: Tensor, work: Work) -> Tensor:
+    """The student's own loss."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=work.bfloat16):
+        found: Tensor = student(**batch, labels=labels).loss
+    return found
+
+
+def taught_loss(student: Any, teacher: Any, batch: dict[str, Tensor], labels: Tensor, work: Work) -> Tensor:
+    """The divergence from the teacher."""
+    task = work.settings.task
+    with torch.no_grad():
+        target = teacher(**batch).logits.float()
+    with torch.autocast("cpu", torch.bfloat16, enabled=work.bfloat16):
+        logits = student(**batch).logits.float()
+    return divergence(flat(logits, labels, task), flat(target, labels, task), work.settings.temperature)
+
+
 def segment(work: Work) -> object:
     """The loop."""
     settings = work.settings
     student = load(settings.student, settings.task).train()
     alone = work.command["teacher"] == "none"
     teacher = None if alone else load(settings.teacher, settings.task).eval()
+    if teacher is not None and work.bfloat16:
+        teacher = teacher.bfloat16()
     if not work.command["dropout"]:
         without_dropout(student)
     optimiser = optimiser_for(student, settings)
@@ -33,16 +54,7 @@ def segment(work: Work) -> object:
     for step in range(work.steps):
         batch = work.collate([work.rows[row] for row in order[step * size : (step + 1) * size]])
         labels = batch.pop("labels")
-        if teacher is None:
-            loss = student(**batch, labels=labels).loss
-        else:
-            with torch.no_grad():
-                target = teacher(**batch).logits
-            logits = student(**batch).logits
-            loss = divergence(
-                flat(logits, labels, settings.task), flat(target, labels, settings.task), settings.temperature
-            )
-            del logits, target
+        loss = label_loss(student, batch, labels, work) if alone else taught_loss(student, teacher, batch, labels, work)
         work.record(loss)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), settings.max_grad_norm)

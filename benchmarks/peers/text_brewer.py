@@ -12,7 +12,19 @@ import tempfile
 from typing import Any
 
 import torch
-from contract import Curve, Order, Padding, Rows, Work, at_each_step, load, optimiser_for, serve, without_dropout
+from contract import (
+    Curve,
+    LeftOut,
+    Order,
+    Padding,
+    Rows,
+    Work,
+    at_each_step,
+    load,
+    optimiser_for,
+    serve,
+    without_dropout,
+)
 from textbrewer import BasicDistiller, DistillationConfig, GeneralDistiller, TrainingConfig
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -47,6 +59,8 @@ class Recorded(BasicDistiller):  # type: ignore[misc]
 def segment(work: Work) -> object:
     """The same work."""
     settings = work.settings
+    if work.bfloat16:
+        raise LeftOut("it has no bfloat16: mixed precision is Apex's")
     student, teacher = load(settings.student, settings.task), load(settings.teacher, settings.task)
     if not work.command["dropout"]:
         without_dropout(student)

@@ -72,6 +72,7 @@ def same_arguments(work: Work, folder: str) -> dict[str, Any]:
         "max_grad_norm": settings.max_grad_norm,
         "optim": "adamw_torch_fused",
         "use_cpu": True,
+        "bf16": work.bfloat16,
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
