@@ -5,9 +5,9 @@
     python benchmarks/peers.py --table                  # nothing is measured: the tables of the docs and the README
 
 Each competitor is a process with an interpreter of its own (benchmarks/peers/contract.py says what they agree on) that
-stays alive. Segments run in turns, in an order that rotates, and what is reported is the median over repeats of the ratio
-to the same repeat's segment of whoever a section compares with. Before anything is timed, all take a few steps without
-dropout: their losses and how far their weights moved must agree, or the run ends with status 1.
+stays alive. Segments run in turns, in an order that rotates, and what is reported is the median over repeats of the
+ratio to the same repeat's segment of whoever a section compares with. Before anything is timed, all take a few steps
+without dropout: their losses and how far their weights moved must agree, or the run ends with status 1.
 
 Writes benchmarks/results/peers.json, a section at a time.
 """

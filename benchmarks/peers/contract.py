@@ -47,7 +47,7 @@ class Settings:
         teacher, student: folders of models; the student's weights are those that training starts from.
         rows, validation: files of rows.
         orders: a file of orders of rows, by seed.
-        batch_size, learning_rate, weight_decay, warmup, max_grad_norm: of the same work; warm-up is a share of the steps.
+        batch_size, learning_rate, weight_decay, warmup, max_grad_norm: of the same work; warm-up is a share of steps.
         temperature: of the same work.
         threads: of PyTorch.
         pad: the id that pads.

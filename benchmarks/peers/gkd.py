@@ -31,9 +31,7 @@ def segment(work: Work) -> object:
     if settings.temperature != 1.0:
         raise LeftOut("GKDTrainer's loss has no temperature but 1")
     student, teacher = load(settings.student, settings.task), load(settings.teacher, settings.task)
-    rows = Dataset.from_dict(
-        {"input_ids": [row.tolist() for row in work.rows.ids], "labels": work.rows.labels.tolist()}
-    )
+    rows = Dataset.from_dict({"input_ids": [row.tolist() for row in work.rows.ids]})
     with tempfile.TemporaryDirectory() as folder:
         config = GKDConfig(**same_arguments(work, folder), lmbda=0.0, beta=0.0, temperature=1.0, seq_kd=False)
         trainer = OrderedGKDTrainer(

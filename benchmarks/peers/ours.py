@@ -1,8 +1,8 @@
 """potstill: the same work by `DistillationTrainer`, and its defaults.
 
 Our defaults are `TrainSettings()` (batches of 32 rows of like length, a learning rate of 1e-4) with the terms of the
-packaged recipe `reviews`; with ``recipe``, that recipe as it is shipped, whose batches of 64 and rate of 4e-4 were found
-on this data. Where there is a cache, it is written first, and the time that this takes counts.
+packaged recipe `reviews`; with ``recipe``, that recipe as it is shipped, whose batches of 64 and rate of 4e-4 were
+found on this data. Where there is a cache, it is written first, and the time that this takes counts.
 """
 
 import importlib.util
@@ -52,6 +52,7 @@ def task_of(settings: Settings) -> Any:
 def cached(teacher: Any, task: Any, tokenizer: Any, rows: Any, objective: Objective, folder: Path) -> Any:
     """The teacher's knowledge of the rows, written to a folder, in the teacher's place."""
     from potstill.cache import CachedTeacher, Identity, teacher_digest, tokenizer_digest, write_cache
+
     from potstill.training.distiller import bind
 
     needs = bind(objective, load(teacher.name_or_path, "classification"), task, teacher).needs("teacher")

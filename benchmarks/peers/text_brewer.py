@@ -4,8 +4,8 @@ Its defaults: the notebook's (rows padded to 128 tokens, batches of 32, AdamW at
 hidden states and those two thirds up matched) and those of its two configurations (temperature 4, no label loss, a
 checkpoint after each epoch, no clipping).
 
-Its loss is the cross-entropy with the teacher's distribution, without T². For the same work it is given the weight T², so
-that gradients are those of all others; the teacher's entropy, which has no gradient, is taken off what is recorded.
+Its loss is the cross-entropy with the teacher's distribution, without T². For the same work it is given the weight T²,
+so that gradients are those of all others; the teacher's entropy, which has no gradient, is taken off what is recorded.
 """
 
 import tempfile

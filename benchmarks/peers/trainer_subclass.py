@@ -1,8 +1,8 @@
 """A `Trainer` whose loss asks a teacher, as the Hugging Face guide on distillation for vision has it, for text.
 
-Its defaults are those of the guide where it says something (temperature 5, half of the loss from the labels, saved after
-each epoch) and those of `TrainingArguments` elsewhere (batches of 8, a learning rate of 5e-5, AdamW, a linear schedule).
-Rows are padded to the longest of their batch, as in the guide on text classification.
+Its defaults are those of the guide where it says something (temperature 5, half of the loss from the labels, saved
+after each epoch) and those of `TrainingArguments` elsewhere (batches of 8, a learning rate of 5e-5, AdamW, a linear
+schedule). Rows are padded to the longest of their batch, as in the guide on text classification.
 """
 
 import tempfile
