@@ -64,9 +64,10 @@ $(VENV)/.stamp: $(VENV)/.stamp-run
 	$(PIP) --editable '.[onnx,dev]'
 	@touch $@
 
-# Other tools, each with the versions that it was measured with. Nothing is resolved: the files name every package, and
-# Liger's kernels, which want a compiler for GPUs, are not called.
+# Other tools, each with the versions that it was measured with. torch comes first, with whatever its build needs; then
+# nothing is resolved, since the files name every package. Liger asks for Triton, whose kernels are not called here.
 .venv-peers/%/.stamp: benchmarks/peers/requirements-%.txt
 	$(PYTHON) -m venv .venv-peers/$*
+	.venv-peers/$*/bin/python -m pip --disable-pip-version-check install --quiet "$$(grep '^torch==' $<)"
 	.venv-peers/$*/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement $<
 	@touch $@
