@@ -11,9 +11,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PINS := pyproject.toml constraints.txt
+PEERS := textbrewer modelopt trl liger
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check docs bench clean
+.PHONY: help quickstart test check docs bench peers clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -36,8 +37,10 @@ docs: $(VENV)/.stamp ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Documentation: $(CURDIR)/site/index.html"
 
-bench: $(VENV)/.stamp-run ## time one training step beside a hand-written loop
-	$(BIN)/python benchmarks/step.py $(ARGS)
+bench: $(VENV)/.stamp-run ## time training beside other tools, those that `make peers` has set up (ARGS="--only work")
+	$(BIN)/python benchmarks/peers.py $(ARGS)
+
+peers: $(PEERS:%=.venv-peers/%/.stamp) ## set up the other tools for `make bench`, each in an environment of its own
 
 clean: ## remove what tools left behind; keeps .venv and runs/
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -59,4 +62,12 @@ $(VENV)/.stamp-run: $(PINS) | $(BIN)/python
 
 $(VENV)/.stamp: $(VENV)/.stamp-run
 	$(PIP) --editable '.[onnx,dev]'
+	@touch $@
+
+# Other tools, each with the versions that it was measured with. torch comes first, with whatever its build needs; then
+# nothing is resolved, since the files name every package. Liger asks for Triton, whose kernels are not called here.
+.venv-peers/%/.stamp: benchmarks/peers/requirements-%.txt
+	$(PYTHON) -m venv .venv-peers/$*
+	.venv-peers/$*/bin/python -m pip --disable-pip-version-check install --quiet "$$(grep '^torch==' $<)"
+	.venv-peers/$*/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement $<
 	@touch $@

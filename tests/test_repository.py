@@ -23,7 +23,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-TARGETS = {"quickstart", "test", "check", "docs", "bench", "clean", "help"}
+TARGETS = {"quickstart", "test", "check", "docs", "bench", "peers", "clean", "help"}
 PAGES = sorted(page.relative_to(ROOT).as_posix() for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 IMPORTED_AS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}  # where the package has another name
 

@@ -1,0 +1,210 @@
+"""The tables of docs/benchmarks.md and of the README, out of benchmarks/results/peers.json and scaling.json.
+
+What stands between `<!-- tables: NAME -->` and `<!-- end of tables -->` is written anew; a section that has not been
+measured says so.
+"""
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from competitor import TOOLS
+
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
+BLOCK = re.compile(r"(<!-- tables: bench-([\w-]+) -->\n).*?(<!-- end of tables -->)", re.DOTALL)
+NOT_YET = "Not measured yet.\n"
+LIMITS = {"work": 1.03, "cache": 1.05, "accuracy": 0.2, "time": 0.6, "memory": 0.45}
+FLAT, LINEAR = 1.1, 1.1  # how much the memory of the most rows may exceed that of the fewest, and the time of a row
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are numbers."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def milliseconds(seconds: Sequence[float]) -> str:
+    """The median of some times."""
+    return f"{statistics.median(seconds) * 1e3:.0f} ms"
+
+
+def ratio(value: float | None) -> str:
+    """A ratio, or a dash."""
+    return "—" if value is None else f"{value:.2f}"
+
+
+def where(section: dict[str, Any]) -> str:
+    """On what a section was measured, in a line."""
+    machine, setting = section["hardware"], section["setting"]
+    said = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in setting.items() if value is not None)
+    left = "; ".join(f"{TOOLS[name].title}: {reason}" for name, reason in section.get("left_out", {}).items())
+    return f"\n{machine['processor']}, {machine['cores']} cores; {said}.{f' Left out: {left}.' if left else ''}\n"
+
+
+def work_table(found: dict[str, Any], section: str = "work") -> str:
+    """The same work, with dropout and without."""
+    made = found[section]
+    rows = []
+    for name in made["as_configured"]["of"]:
+        cells = [TOOLS[name].title]
+        for kind in ("as_configured", "without_dropout"):
+            one = made[kind]["of"][name]
+            cells += [milliseconds(one["seconds"]), ratio(one["median"])]
+        rows.append(cells)
+    return table(["", "a step", "to the loop", "a step, no dropout", "to the loop"], rows) + where(made)
+
+
+def cache_table(found: dict[str, Any]) -> str:
+    """From the cache, live, and the student alone."""
+    made = found["cache"]
+    if "to_ours_alone" not in made:
+        return f"Not measured: {made['left_out']['ours']}.\n"
+    titles = {
+        "cached": "from the cache",
+        "live": "with the teacher live",
+        "alone": "the student alone, by us",
+        "alone_by_hand": "the student alone, by hand",
+    }
+    ours, hand = made["to_ours_alone"]["of"], made["to_alone_by_hand"]["of"]
+    rows = [
+        [title, milliseconds(ours[name]["seconds"]), ratio(ours[name]["median"]), ratio(hand[name]["median"])]
+        for name, title in titles.items()
+    ]
+    return table(["", "a step", "to alone, by us", "to alone, by hand"], rows) + where(made)
+
+
+def accuracy_table(found: dict[str, Any]) -> str:
+    """Defaults to the same accuracy."""
+    made = found["accuracy"]
+    titles = {"ours": "default settings", "ours_recipe": "the recipe as shipped"}
+    rows = []
+    for kind, peers in made["ratio"].items():
+        for peer, one in peers.items():
+            targets = " ".join(f"{100 * target:.1f}" for target in one["targets"])
+            times = [
+                " ".join("—" if pair[side] is None else f"{pair[side]:.0f}" for pair in one["seconds"])
+                for side in ("peer", "ours")
+            ]
+            rows.append([f"{TOOLS[peer].title}; ours: {titles[kind]}", targets, *times, ratio(one["median"])])
+    head = ["peer", "it ends with (% in each run)", "it needs (s)", "we need (s)", "ratio, median"]
+    note = f"\nOur teacher: {made['our_teacher']}.\n"
+    return table(head, rows) + note + where(made)
+
+
+def language_table(found: dict[str, Any]) -> str:
+    """A step of a language model."""
+    made = found["language"]
+    rows = []
+    for name, one in made["seconds"]["of"].items():
+        cells = [TOOLS[name].title, milliseconds(one["seconds"]), ratio(one["median"])]
+        for what in ("peak", "rise"):
+            if what in made:
+                of = made[what]["of"][name]
+                cells += [f"{statistics.median(of[what]) / 2**20:,.0f} MB", ratio(of["median"])]
+        rows.append(cells)
+    base = TOOLS[made["seconds"]["to"]].title
+    head = ["", "a step", f"to {base}", "peak memory", f"to {base}", "of it, while training", f"to {base}"]
+    return table(head[: len(rows[0])], rows) + where(made)
+
+
+def scaling_table(found: dict[str, Any]) -> str:
+    """Rows and tokens."""
+    made = found["scaling"]
+    rows = [
+        [
+            f"{one['rows']:,}",
+            *[f"{one[part] / one['rows'] * 1e3:.2f} ms" if part in one else "—" for part in ("encode", "cache")],
+            f"{one['set_up']:.1f} s",
+            f"{one['step'] * 1e3:.0f} ms",
+            f"{one['peak'] / 2**20:,.0f} MB",
+        ]
+        for one in made["rows"]
+    ]
+    head = ["rows", "encoding, a row", "writing the cache, a row", "set-up", "a step", "peak memory"]
+    tokens = [[f"{one['tokens']}", f"{one['step'] * 1e3:.0f} ms"] for one in made["tokens"]]
+    return table(head, rows) + "\n" + table(["tokens in a row", "a step"], tokens) + where(made)
+
+
+def lines_table(found: dict[str, Any]) -> str:
+    """What was aimed at, and what came out."""
+    rows = []
+    for title, limit, values in lines(found):
+        known = [value for value in values if value is not None]
+        met = "not measured yet" if not known else "yes" if len(known) == len(values) and max(known) <= limit else "no"
+        rows.append([title, ", ".join(ratio(value) for value in known) or "—", f"{limit}", met])
+    return table(["", "measured", "at most", "reached"], rows)
+
+
+def lines(found: dict[str, Any]) -> list[tuple[str, float, list[float | None]]]:
+    """(title, limit, the ratios that it limits)."""
+
+    def value(*path: str) -> float | None:
+        at: Any = found
+        for key in path:
+            at = at.get(key) if isinstance(at, dict) else None
+        return None if at is None else float(at)
+
+    work = [value("work", kind, "of", "ours", "median") for kind in ("as_configured", "without_dropout")]
+    cache = [value("cache", "to_ours_alone", "of", "cached", "median")]
+    accuracy = [value("accuracy", "ratio", "ours", peer, "median") for peer in ("trainer", "textbrewer")]
+    made = [
+        ("A step of the same work, to a hand-written loop (with dropout, without)", LIMITS["work"], work),
+        ("A step from the cache, to training the student alone", LIMITS["cache"], cache),
+        ("Defaults to the same accuracy, to a `Trainer` subclass and to TextBrewer", LIMITS["accuracy"], accuracy),
+    ]
+    for title, part, what in (("time", "seconds", "time"), ("memory", "peak", "memory")):
+        ours = [value("language", part, "of", "ours", "median")]
+        made.append((f"A step of a language model, to TRL's GKDTrainer: {title}", LIMITS[what], ours))
+    sizes = found.get("scaling", {}).get("rows", [])
+    flat = sizes[-1]["peak"] / sizes[0]["peak"] if sizes else None
+    row = sizes[-1]["encode"] / sizes[-1]["rows"] / (sizes[0]["encode"] / sizes[0]["rows"]) if sizes else None
+    made.append(("A hundred times the rows: time of a row", LINEAR, [row]))
+    made.append(("A hundred times the rows: peak memory", FLAT, [flat]))
+    return made
+
+
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "lines": ("", lines_table),
+    "work": ("work", work_table),
+    "work_bfloat16": ("work_bfloat16", lambda found: work_table(found, "work_bfloat16")),
+    "cache": ("cache", cache_table),
+    "accuracy": ("accuracy", accuracy_table),
+    "language": ("language", language_table),
+    "scaling": ("scaling", scaling_table),
+}
+
+
+def numbers(results: Path) -> dict[str, Any]:
+    """All sections that have been measured."""
+    found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+    scaling = results.with_name("scaling.json")
+    if scaling.exists():
+        found["scaling"] = json.loads(scaling.read_text(encoding="utf-8"))
+    return found
+
+
+def filled(page: str, found: dict[str, Any]) -> str:
+    """A page with its tables."""
+
+    def written(block: re.Match[str]) -> str:
+        section, make = TABLES[block[2]]
+        there = not section or section in found
+        words = make(found) if there else NOT_YET
+        if block[2] == "work_bfloat16" and not there and "bfloat16" in found:
+            words = f"Not measured: {found['bfloat16']}.\n"
+        return f"{block[1]}{words}{block[3]}"
+
+    return BLOCK.sub(written, page)
+
+
+def write_tables(results: Path) -> None:
+    """Write the tables of both pages."""
+    found = numbers(results)
+    for path in PAGES:
+        before = path.read_text(encoding="utf-8")
+        path.write_text(filled(before, found), encoding="utf-8")
+        print(f"written: {path.relative_to(ROOT)}")
