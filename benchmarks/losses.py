@@ -330,7 +330,7 @@ def taps_table(result: Mapping[str, Any]) -> list[str]:
     setting = ", ".join(f"{name} {value}" for name, value in result["setting"].items())
     return [
         "",
-        "# What observing costs",
+        "## What observing costs",
         "",
         "A forward and backward pass with what is asked for collected, over the plain pass, paired, medians "
         f"({setting}). Attention maps and scores need eager attention.",
