@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_ranks import TASK, assert_equal, rows, still
+from test_training_ranks import TASK, assert_equal, rows, still
 from tiny import tiny_model, tiny_tokenizer
 from tiny_ranks import on_two_ranks
 from torch.distributed.fsdp import FSDPModule
