@@ -29,11 +29,11 @@ class FactoredLogits:
 
     states: Float[Tensor, "*positions D"]
     weight: Float[Tensor, "V D_w"]
-    bias: Float[Tensor, "V_b"] | None = None
+    bias: Float[Tensor, " V_b"] | None = None
     scale: float | int = 1.0
     softcap: float | int | None = None
 
-    def dense(self) -> Float[Tensor, "*positions V"]:
+    def dense(self) -> Float[Tensor, "*positions_l V_l"]:
         """The logits as a matrix, for few positions or a small vocabulary, and to compare with."""
         logits = torch.nn.functional.linear(self.states, self.weight)
         logits = logits if self.scale == 1 else logits * self.scale

@@ -59,13 +59,13 @@ class Work:
 class Room:
     """Buffers [rows, V] by name, made when first asked for, and used again in every block."""
 
-    def __init__(self, rows: int, like: Tensor, dtype: torch.dtype) -> None:
-        self._shape, self._like, self._dtype = (rows, len(like)), like, dtype
+    def __init__(self, rows: int, weight: Tensor, dtype: torch.dtype) -> None:
+        self._shape, self._weight, self._dtype = (rows, len(weight)), weight, dtype
         self._made: dict[str, Tensor] = {}
 
     def __call__(self, name: str, rows: int) -> Tensor:
         if name not in self._made:
-            self._made[name] = self._like.new_empty(self._shape, dtype=self._dtype)
+            self._made[name] = self._weight.new_empty(self._shape, dtype=self._dtype)
         return self._made[name][:rows]
 
 
@@ -82,7 +82,7 @@ class Product:
             self._bias = (head.bias.to(work.soft) / self.temperature).clamp(min=floor).to(work.dtype)
 
     def logits(self, states: Tensor) -> Tensor:
-        """[c, V] for states [c, D], before a cap, over the temperature if that is folded in; overwritten by the next."""
+        """[c, V] for states [c, D], before a cap, over the temperature if that is folded in; used again."""
         logits, alpha = self._logits[: len(states)], self.head.scale / self.temperature
         if self._bias is None:
             return logits.addmm_(states, self.weight.t(), beta=0, alpha=alpha)
@@ -224,7 +224,7 @@ class _Pass:
                 found = self._cross_entropy(student)
                 label_weights = term.slopes[self.place] + (0.0 if label_weights is None else label_weights)
             elif teacher is not None and term.loss in FORMS:
-                block = Block(student, teacher, (self.room("first"), self.room("second")), self.wanted)
+                block = Block(student, teacher, self._working(term.loss), self.wanted)
                 found = FORMS[term.loss](block, term.options)
             else:
                 found = self._squares(plain, other, term)
@@ -249,7 +249,7 @@ class _Pass:
         known = torch.cat([cache.values[self.place], cache.tail[self.place].unsqueeze(-1)], dim=1)
         student = distribution(outcomes, torch.empty_like(outcomes))
         teacher = distribution(known.to(outcomes.dtype).clamp(min=FLOOR), torch.empty_like(outcomes))
-        block = Block(student, teacher, (torch.empty_like(outcomes), torch.empty_like(outcomes)), self.wanted)
+        block = Block(student, teacher, tuple(torch.empty_like(outcomes) for _ in range(3)), self.wanted)
         narrow, label_weights = Gradient(torch.empty_like(outcomes)), None
         for term in self.work.terms[temperature]:
             if term.loss == "cross_entropy" and right is not None:
@@ -282,6 +282,10 @@ class _Pass:
         values[term.index, self.place] = found.values * term.scale
         if self.wanted:
             gradient.add(found, term.slopes[self.place])
+
+    def _working(self, loss: str) -> tuple[Tensor, ...]:
+        names = ("first",) if loss not in WRITING else ("first", "second", "third")
+        return tuple(self.room(name) for name in names)
 
     def _labels(self) -> Tensor:
         assert self.work.labels is not None

@@ -15,7 +15,7 @@ from potstill.checks import problem, unknown_name
 from potstill.errors import ArgumentError, ShapeError
 from potstill.losses import bounded, divergence, labels, logits
 from potstill.losses._distributions import VOCABULARIES
-from potstill.losses._factored import FactoredLogits, SparseLogits, Teacher
+from potstill.losses._factored import FactoredLogits, SparseLogits
 
 if TYPE_CHECKING:
     from potstill.losses.fused import FusedPart
@@ -107,7 +107,11 @@ def _check_settings(part: "FusedPart") -> None:
         pure(two, two, **part.options)
 
 
-def check_teacher(student: FactoredLogits, teacher: Teacher | None, asked: Sequence[tuple[str, float | int]]) -> None:
+def check_teacher(
+    student: FactoredLogits,
+    teacher: FactoredLogits | SparseLogits | Tensor | None,
+    asked: Sequence[tuple[str, float | int]],
+) -> None:
     """Raise unless the teacher has one entry a position over the student's classes, and allows each loss asked for.
 
     Args:

@@ -1,10 +1,10 @@
-"""The losses of one block of positions with their gradients in closed form: what `fused` works through, a block at once.
+"""The losses of one block of positions with their gradients in closed form; `fused` goes from block to block.
 
 Decisions:
 - A gradient with respect to the softened logits z / T is handed back in pieces, on_student * p_S + on_teacher * p_T +
   factor * other, so that the terms of one step share a single pass for each of them, and a plain KL forms nothing else.
-- log p is never formed by itself: differences of logits are, from which the difference of the normalisers is taken.
-  That is one pass less, exactly 0 where both sides are equal, and it needs one exponential a distribution, not two.
+- Where log p - log q is asked for, the logits are subtracted, then the normalisers: one pass less than with both log p,
+  and exactly 0 where both sides are equal. p comes from a softmax: one exponential a distribution, not two.
 - A row's normaliser is kept in float64, and what float32 rounds off when it is subtracted is put back into the value:
   it is the same at all V classes, so that it would not average out as their own rounding does.
 - Mixtures are formed from probabilities, where `bounded` forms them from logarithms: a class that both rule out has the
@@ -27,11 +27,11 @@ class Distribution(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Both distributions, room [b, V] twice to work in, and whether gradients are asked for."""
+    """Both distributions, room to work in, [b, V] three times, and whether gradients are asked for."""
 
     student: Distribution
     teacher: Distribution
-    room: tuple[Tensor, Tensor]
+    room: tuple[Tensor, ...]
     wanted: bool
 
 
@@ -52,7 +52,7 @@ Form = Callable[[Block, Options], Found]
 def distribution(logits: Tensor, out: Tensor) -> Distribution:
     """The softmax of finite logits [b, V], written into `out`, which must not be the logits' own memory."""
     p = torch.softmax(logits, -1, out=out)
-    # At the likeliest class p = 1 / sum of exp(z - max z): one pass for the maximum is cheaper than another for the sum.
+    # At the likeliest class p = 1 / sum of exp(z - max z): a pass for the maximum is cheaper than one for the sum.
     return Distribution(logits, p, _exact(logits.amax(-1)) - _exact(p.amax(-1)).log())
 
 
@@ -64,8 +64,7 @@ def kl_divergence(block: Block, options: Options) -> Found:
 
 def soft_cross_entropy(block: Block, options: Options) -> Found:
     """-sum of p_T * log p_S; the gradient is that of `kl_divergence`."""
-    log_student = block.room[0].copy_(block.student.logits)
-    lack = less(log_student, block.student.normaliser)
+    log_student, lack = log_probability(block.student, block.room[0])
     return Found(-(log_student.mul_(block.teacher.p).sum(-1) + lack), on_student=1.0, on_teacher=-1.0)
 
 
@@ -89,12 +88,10 @@ def jensen_shannon(block: Block, options: Options) -> Found:
     (1 - beta) * p_S * (d - R),  d = log p_S - log m,  R = sum of p_S * d."""
     beta, (student, teacher) = options["beta"], block[:2]
     log_mixture = _mixture(student.p, teacher.p, beta, block.room[0]).log_()
-    apart = torch.sub(teacher.logits, log_mixture, out=block.room[1])
-    lack = less(apart, teacher.normaliser)
-    of_teacher = apart.mul_(teacher.p).sum(-1) + lack
-    apart = torch.sub(student.logits, log_mixture, out=log_mixture)
-    lack = less(apart, student.normaliser)
-    mean = apart.mul_(student.p).sum(-1)
+    apart, lack = log_probability(teacher, block.room[1])
+    of_teacher = apart.sub_(log_mixture).mul_(teacher.p).sum(-1) + lack
+    apart, lack = log_probability(student, block.room[1])
+    mean = apart.sub_(log_mixture).mul_(student.p).sum(-1)
     values = beta * of_teacher + (1 - beta) * (mean + lack)
     return Found(values, -(1 - beta) * mean, other=apart, factor=1 - beta)
 
@@ -105,9 +102,8 @@ def skewed_kl_divergence(block: Block, options: Options) -> Found:
     alpha, (student, teacher) = options["alpha"], block[:2]
     mixture = _mixture(student.p, teacher.p, alpha, block.room[0])
     shared = torch.div(teacher.p, mixture, out=block.room[1]).mul_(student.p) if block.wanted else None
-    apart = torch.sub(teacher.logits, mixture.log_(), out=mixture)
-    lack = less(apart, teacher.normaliser)
-    values = apart.mul_(teacher.p).sum(-1) + lack
+    log_teacher, lack = log_probability(teacher, block.room[2])
+    values = log_teacher.sub_(mixture.log_()).mul_(teacher.p).sum(-1) + lack
     if shared is None:
         return Found(values)
     return Found(values, (1 - alpha) * shared.sum(-1), other=shared, factor=alpha - 1)
@@ -119,9 +115,8 @@ def skewed_reverse_kl_divergence(block: Block, options: Options) -> Found:
     alpha, (student, teacher) = options["alpha"], block[:2]
     mixture = _mixture(teacher.p, student.p, alpha, block.room[0])
     ratio = torch.div(student.p, mixture, out=block.room[1]).mul_(student.p) if block.wanted else None
-    apart = torch.sub(student.logits, mixture.log_(), out=mixture)
-    lack = less(apart, student.normaliser)
-    mean = apart.mul_(student.p).sum(-1)
+    apart, lack = log_probability(student, block.room[2])
+    mean = apart.sub_(mixture.log_()).mul_(student.p).sum(-1)
     if ratio is None:
         return Found(mean + lack)
     slope = apart.sub_(ratio, alpha=alpha)
@@ -156,6 +151,13 @@ FORMS: dict[str, Form] = {
 def log_ratio(above: Distribution, below: Distribution, out: Tensor) -> tuple[Tensor, Tensor]:
     """log p - log q, [b, V], but for a rounding error that is the same at all classes, and that error's correction."""
     return torch.sub(above.logits, below.logits, out=out), less(out, above.normaliser - below.normaliser)
+
+
+def log_probability(one: Distribution, out: Tensor) -> tuple[Tensor, Tensor]:
+    """log p, [b, V], but for a rounding error that is the same at all classes, and that error's correction, [b]."""
+    rounded = one.normaliser.to(out.dtype)
+    torch.sub(one.logits, rounded.unsqueeze(-1), out=out)
+    return out, (_exact(rounded) - one.normaliser).to(out.dtype)
 
 
 def less(tensor: Tensor, rows: Tensor) -> Tensor:

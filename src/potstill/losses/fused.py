@@ -57,7 +57,7 @@ def fused_loss(
     teacher: Teacher | None = None,
     labels: Int[Tensor, "*positions_l"] | None = None,
     chunk: int | None = None,
-) -> tuple[Float[Tensor, ""], Float[Tensor, "parts"]]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, " parts"]]:
     """Weighted sum of losses on the logits of a head, without the logits; its gradient is made along with it.
 
     fused_loss = sum over parts and positions of weights * loss(z_S, z_T),  z = scale * (states @ weight.T) + bias
@@ -67,8 +67,8 @@ def fused_loss(
 
     p_T = (p_1, ..., p_K, tail),  p_S = (q_1, ..., q_K, sum of q_j over all other classes j),  q = softmax(z_S / T)
 
-    which is a lower bound of the divergence over all classes, and the same at K = V. It is defined for every divergence,
-    `total_variation` and `soft_cross_entropy` (of the outcomes); `logit_mse` needs the logits themselves, and is
+    For a divergence that is a lower bound of the one over all classes, and equal to it at K = V. Every divergence is
+    defined, `total_variation` and `soft_cross_entropy` (of the outcomes) too; `logit_mse` needs the logits, and is
     refused. Where the tail is empty, `reverse_kl_divergence` and `symmetric_kl_divergence` have no bound. p_T is
     normalised once more, against what a cache has rounded.
 
@@ -98,8 +98,8 @@ def fused_loss(
         Wijmans, Huval, Hertzberg, Koltun, Krähenbühl: Cut Your Losses in Large-Vocabulary Language Models, 2024,
         https://arxiv.org/abs/2411.09009 (the label loss by tiles of the vocabulary too, which makes the logits twice)
 
-    Prefer it over the pure losses where N x V is large: the logits of 4,096 tokens over 32,000 classes are 524 MB, and a
-    divergence holds several such matrices. For a few hundred classes the pure losses are as fast, and can be
+    Prefer it over the pure losses where N x V is large: the logits of 4,096 tokens over 32,000 classes are 524 MB, and
+    a divergence holds several such matrices. For a few hundred classes the pure losses are as fast, and can be
     differentiated twice.
     """
     positions = student.states.shape[:-1]
@@ -135,14 +135,14 @@ class _Fused(torch.autograd.Function):
         return shares.sum(), shares
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, _shares: Tensor) -> tuple[Tensor | None, ...]:
         # Handed out, not kept: so that the weight's becomes the parameter's own, where a copy would be as large again.
         sums, ctx.sums = ctx.sums, None
         if sums is None:  # a second time, with retain_graph
-            states, weight, bias = ctx.saved_tensors  # raises if they were changed since
+            _ = ctx.saved_tensors  # raises if they were freed, or changed since
             head, work = ctx.rest
-            with full_precision(states):
+            with full_precision(head.states):
                 sums = accumulate(head, work, _wanted(ctx))[1]
         return *sums.scaled(upstream), None, None, None
 
@@ -166,7 +166,7 @@ def _flat(head: FactoredLogits) -> FactoredLogits:
 def _work(
     head: FactoredLogits,
     parts: Sequence[FusedPart],
-    teacher: Teacher | None,
+    teacher: FactoredLogits | SparseLogits | Tensor | None,
     labels: Tensor | None,
     chunk: int | None,
 ) -> tuple[Tensor, Work]:
@@ -207,7 +207,7 @@ def _terms(parts: Sequence[FusedPart], weights: Tensor) -> dict[float, list[Term
 
 
 def _at_rows(
-    teacher: Teacher | None, rows: Tensor | None, unheard: Tensor
+    teacher: FactoredLogits | SparseLogits | Tensor | None, rows: Tensor | None, unheard: Tensor
 ) -> FactoredLogits | SparseLogits | Tensor | None:
     """The teacher with one axis of positions, without gradients; a sparse one at the rows that count."""
     if teacher is None:
