@@ -46,7 +46,7 @@ def as_if_devices() -> None:
 
 
 def trained(folder: Path, stop_at: int | None = None) -> dict[str, Any]:
-    """A stage of training with checkpoints and evaluations; `stop_at` fails in the so-manieth evaluation."""
+    """A stage of training with checkpoints and evaluations; `stop_at` fails in the evaluation of that number."""
     student, teacher = still(tiny_model(layers=2, seed=1)), still(tiny_model(layers=4, width=64, seed=2))
     seen: list[float] = []
     held: list[bool] = []
@@ -81,6 +81,7 @@ def by_shards(folder: Path) -> dict[str, Any]:
         return {"whole": whole, "left": left, "resumed": trained(folder / "stopped")}
 
 
+@pytest.mark.slow
 def test_sharded_training_is_that_of_one_process_and_goes_on(tmp_path: Path) -> None:
     found = on_two_ranks(by_shards, tmp_path, tmp_path)
     alone = trained(tmp_path / "alone")
