@@ -194,7 +194,7 @@ def language_step(given: argparse.Namespace, settings: Path, threads: int) -> di
         left |= reasons
         rest = {name: one for name, one in competitors.items() if name not in left}
         variants = {name: (one, command | {"dropout": True}) for name, one in rest.items()}
-        found = in_turns(variants, given.repeats, given.language_steps)
+        found = in_turns(variants, given.language_repeats, given.language_steps)
         base = "gkd" if "gkd" in rest else "hand"
         made = {what: ratios(found, base, what) for what in ("seconds", "peak", "rise") if found[base][0][what]}
         return made | {"check": checked, "versions": versions_of(competitors), "left_out": left}
@@ -206,7 +206,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas between them")
     parser.add_argument("--repeats", type=int, default=7, help="segments of each")
     parser.add_argument("--steps", type=int, default=33, help="steps of a segment, the first 3 not timed")
-    parser.add_argument("--language-steps", type=int, default=8, help="the same, for language models")
+    parser.add_argument("--language-repeats", type=int, default=5, help="the same, for language models")
+    parser.add_argument("--language-steps", type=int, default=6, help="the same, for language models")
     parser.add_argument("--runs", type=int, default=3, help="runs to the same accuracy")
     parser.add_argument("--points", type=int, default=10, help="points of a curve in each epoch")
     parser.add_argument("--curve-steps", type=int, help="stop the curves after so many steps: a trial")

@@ -5,7 +5,7 @@
 
 Each number of rows is a process of its own, so that its peak of memory is its own. Rows are sentences of `reviews`,
 each with two of its words changed for words of others, in a parquet file, as a user would bring them. All rows are
-encoded, cached (where this version has a cache) and handed to a trainer; the trainer then takes a few steps, since every
+encoded, cached (where this version has a cache) and handed to a trainer. That takes a few steps only, since every
 further step is like them. A step is the median of the timed ones, over batches drawn from all rows.
 
 Rows of 32 to 128 tokens, all as long, show the cost of tokens. Writes benchmarks/results/scaling.json.

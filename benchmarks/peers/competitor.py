@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,9 @@ class Competitor:
         return found
 
     def close(self) -> None:
-        """End it."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        """End it, by ending its input."""
+        with suppress(BrokenPipeError):  # it has ended by itself
+            self.process.communicate()
 
 
 def installed(names: list[str]) -> tuple[list[str], dict[str, str]]:

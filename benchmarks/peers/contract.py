@@ -14,12 +14,14 @@ Decisions:
 - The answers go to the standard output as it was at the start; what libraries print goes to the standard error.
 """
 
+import ctypes
+import gc
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -288,6 +290,14 @@ def accuracy(model: Any, rows: Rows, pad: int) -> float:
     return right / len(rows)
 
 
+def return_memory() -> None:
+    """Give back what earlier segments freed and the C library kept, or the next one's rise would look smaller."""
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def memory(name: str, *, reset: bool = False) -> int | None:
     """Bytes of VmRSS (now) or VmHWM (the peak since it was last reset) of this process; None where Linux isn't."""
     try:
@@ -309,6 +319,7 @@ def no_curve(work: Work) -> dict[str, Any]:
 
 def measured(work: Work, train: Answer) -> dict[str, Any]:
     """Train for a segment: seconds a step, the peak of memory, losses, and how far the weights have moved."""
+    return_memory()
     clock, before = StepClock(), memory("VmRSS")
     memory("VmHWM", reset=True)
     with at_each_step(clock):

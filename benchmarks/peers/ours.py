@@ -46,7 +46,7 @@ def task_of(settings: Settings) -> Any:
         return TextClassification()
     if not hasattr(potstill.tasks, "CausalLM"):
         raise LeftOut("this version of potstill has no task for language models")
-    return potstill.tasks.CausalLM(packing="none")
+    return potstill.tasks.CausalLM("blocks")
 
 
 def cached(teacher: Any, task: Any, tokenizer: Any, rows: Any, objective: Objective, folder: Path) -> Any:

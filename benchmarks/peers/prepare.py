@@ -24,9 +24,9 @@ from potstill.training.stages import Lesson, train
 
 TOKENS = 128  # rows are cut to so many; a review has 21 on average
 SEEDS = range(64)
-LANGUAGE = {"vocab_size": 32_768, "hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6}
-LANGUAGE_LAYERS = {"teacher": 8, "student": 4}
-LANGUAGE_TOKENS = 256
+VOCABULARY = 32_000
+LANGUAGE = {"teacher": (8, 512), "student": (4, 256)}  # layers, width
+LANGUAGE_ROWS, LANGUAGE_TOKENS = 4, 512  # of a batch, of a row
 
 
 def encoded(split: str, tokenizer: Any, task: TextClassification) -> Any:
@@ -99,11 +99,11 @@ def language(folder: Path, threads: int) -> Settings:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(fetch_model("minilm-l6"))
     tokenizer.eos_token = tokenizer.sep_token
-    for name, layers in LANGUAGE_LAYERS.items():
+    for name, (layers, width) in LANGUAGE.items():
         torch.manual_seed(layers)
-        config = LlamaConfig(
-            **LANGUAGE, num_hidden_layers=layers, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id
-        )
+        sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 64}
+        special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+        config = LlamaConfig(**sizes, **special, num_hidden_layers=layers, vocab_size=VOCABULARY)
         LlamaForCausalLM(config).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     texts = load_sample_data("reviews", {})["train"]["text"]
@@ -112,14 +112,14 @@ def language(folder: Path, threads: int) -> Settings:
     Rows(list(rows), np.zeros(len(rows), np.int64)).save(folder / "rows.safetensors")
     lengths, sample = [LANGUAGE_TOKENS] * len(rows), folder / "sample"
     Dataset.from_dict({"input_ids": rows.tolist(), "length": lengths}).save_to_disk(sample)
-    save_orders(folder / "orders.safetensors", lengths, 4)
+    save_orders(folder / "orders.safetensors", lengths, LANGUAGE_ROWS)
     return Settings(
         teacher=str(folder / "teacher"),
         student=str(folder / "student"),
         rows=str(folder / "rows.safetensors"),
         validation=str(folder / "rows.safetensors"),
         orders=str(folder / "orders.safetensors"),
-        batch_size=4,
+        batch_size=LANGUAGE_ROWS,
         learning_rate=1e-4,
         weight_decay=0.01,
         warmup=0.1,
@@ -135,10 +135,10 @@ def language(folder: Path, threads: int) -> Settings:
 def described(section: str, given: Any) -> dict[str, Any]:
     """What a section was measured on, for its readers."""
     if section == "language":
-        sizes = f"width {LANGUAGE['hidden_size']}, vocabulary {LANGUAGE['vocab_size']:,}"
-        layers = f"{LANGUAGE_LAYERS['teacher']} layers teach {LANGUAGE_LAYERS['student']}"
-        work = {"models": f"Llama, {layers}, {sizes}", "batch": f"4 rows of {LANGUAGE_TOKENS} tokens"}
-        return work | {"repeats": given.repeats, "steps": given.language_steps, "threads": given.threads}
+        sizes = [f"{layers} layers of width {width}" for layers, width in LANGUAGE.values()]
+        models = f"Llama, {sizes[0]} teach {sizes[1]}, a vocabulary of {VOCABULARY:,}"
+        work = {"models": models, "batch": f"{LANGUAGE_ROWS} rows of {LANGUAGE_TOKENS} tokens"}
+        return work | {"repeats": given.language_repeats, "steps": given.language_steps, "threads": given.threads}
     made = {"models": "minilm-l6: 6 layers teach 3 of them", "rows": "reviews", "threads": given.threads}
     if section == "accuracy":
         made |= {"epochs": 3, "runs": given.runs, "points_an_epoch": given.points, "curve_steps": given.curve_steps}
