@@ -52,7 +52,6 @@ def task_of(settings: Settings) -> Any:
 def cached(teacher: Any, task: Any, tokenizer: Any, rows: Any, objective: Objective, folder: Path) -> Any:
     """The teacher's knowledge of the rows, written to a folder, in the teacher's place."""
     from potstill.cache import CachedTeacher, Identity, teacher_digest, tokenizer_digest, write_cache
-
     from potstill.training.distiller import bind
 
     needs = bind(objective, load(teacher.name_or_path, "classification"), task, teacher).needs("teacher")

@@ -1,11 +1,12 @@
 """The teacher's knowledge on disk: written once, keyed by content, and read back in any order."""
 
 from potstill.cache.fidelity import measure, measure_and_keep
-from potstill.cache.identity import Identity, Storage, teacher_digest, tokenizer_digest
+from potstill.cache.identity import Identity, Storage, teacher_digest
 from potstill.cache.keys import row_keys
 from potstill.cache.read import CACHED, CachedCollator, CachedTeacher, Lookup, Recall
 from potstill.cache.store import Cache, caches, find, nearest, open_cache
 from potstill.cache.write import Estimate, Work, Written, estimate, plan_work, row_bytes, row_lengths, write_cache
+from potstill.data.encoded import tokenizer_digest
 
 __all__ = [
     "CACHED",

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import xxhash
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from potstill.checks import problem, unknown_name
 from potstill.errors import ArgumentError
@@ -51,7 +51,7 @@ class Identity:
 
     Args:
         teacher: the digest of weights and config, by `teacher_digest`.
-        tokenizer: the digest of the tokenizer that made its input, by `tokenizer_digest`.
+        tokenizer: the digest of the tokenizer that made its input, by `data.encoded.tokenizer_digest`.
         max_length: to which rows were cut; None where nothing was.
         runs_in: the precision that the teacher runs in.
         needs: what was observed in it.
@@ -149,12 +149,3 @@ def teacher_digest(model: PreTrainedModel) -> str:
         config.pop(told_elsewhere, None)
     state.update(json.dumps(config, sort_keys=True, default=str).encode())
     return state.hexdigest()
-
-
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A digest of what a tokenizer makes of a text: its whole state where it is a fast one, else its vocabulary."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    state = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
-    for of_the_last_call in ("truncation", "padding"):
-        state.pop(of_the_last_call, None)
-    return xxhash.xxh3_128(json.dumps(state, sort_keys=True).encode()).hexdigest()

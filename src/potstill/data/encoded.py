@@ -64,6 +64,7 @@ def kept(
 
 def _key(rows: Dataset, tokenizer: PreTrainedTokenizerBase, made_from: str) -> str:
     found = hashlib.sha256(repr((_LAYOUT, made_from, rows.column_names)).encode())
+    found.update(repr([version(name) for name in ("tokenizers", "transformers")]).encode())
     found.update(tokenizer_digest(tokenizer).encode())
     for batch in rows.with_format(None).iter(_BATCH):
         found.update(repr(batch).encode("utf-8", "surrogatepass"))
@@ -72,9 +73,9 @@ def _key(rows: Dataset, tokenizer: PreTrainedTokenizerBase, made_from: str) -> s
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """A digest of all that decides how a tokenizer encodes, whatever it was called with before."""
-    found = hashlib.sha256(repr([version(name) for name in ("tokenizers", "transformers")]).encode())
     names = ("padding_side", "truncation_side", "model_input_names", "model_max_length")
-    found.update(repr((type(tokenizer).__name__, [getattr(tokenizer, name) for name in names])).encode())
+    settings = repr((type(tokenizer).__name__, [getattr(tokenizer, name) for name in names]))
+    found = hashlib.sha256(settings.encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         definition = json.loads(backend.to_str())
