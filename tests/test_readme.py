@@ -85,7 +85,9 @@ def test_the_recipe_is_the_shipped_one() -> None:
 def test_the_commands_run_as_shown(new_user: Path) -> None:
     lines = [line.split("#")[0] for block in blocks("bash") for line in block.splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("potstill")]
-    assert [words[0] for words in commands] == ["plan", "run", "run", "recipes", "predict", "compare", "search"]
+    assert [words[0] for words in commands] == [
+        *("plan", "run", "run", "recipes", "predict", "compare", "search", "cache", "cache"),
+    ]
     for words in commands:
         words = [*words, *QUICKER.get(words[0], ())]
         done = CliRunner().invoke(app, words)
