@@ -24,12 +24,23 @@ KEY = np.dtype(f"S{BYTES}")
 
 
 def row_keys(rows: Any, prefix: str = "") -> Keys:
-    """The key of each row, [N].
+    """The key of each row, [N]; remembered for the data set at hand, which is asked for in every stage and seed.
 
     Args:
         rows: encoded rows, as `Task.encode` gives them.
         prefix: of the columns that hold the teacher's own ids, where it has another tokenizer than the student.
     """
+    known = (getattr(rows, "_fingerprint", None), prefix)
+    if known[0] is None or known not in _LATEST:
+        _LATEST.clear()
+        _LATEST[known] = _row_keys(rows, prefix)
+    return _LATEST[known]
+
+
+_LATEST: dict[tuple[str | None, str], Keys] = {}
+
+
+def _row_keys(rows: Any, prefix: str) -> Keys:
     names = input_columns(rows.column_names, prefix)
     found: list[bytes] = []
     for table in rows.select_columns(list(names.values())).with_format("arrow").iter(batch_size=BATCH):

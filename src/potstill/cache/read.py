@@ -20,7 +20,7 @@ from potstill.cache.store import Cache
 from potstill.checks import problem
 from potstill.errors import CacheError
 from potstill.knowledge.architectures import ModelShape
-from potstill.knowledge.observe import decoder_mask, own_columns
+from potstill.knowledge.observe import decoder_mask, own_columns, token_mask
 from potstill.knowledge.types import LAYERED, Knowledge, Needs
 from potstill.losses.fused import SparseLogits
 
@@ -123,7 +123,7 @@ class Lookup:
 
 def spans_of(batch: Mapping[str, Any], prefix: str = "") -> Spans:
     """Where the tokens of each row stand in a batch, on whichever side it is padded."""
-    mask = own_columns(batch, prefix).get("attention_mask")
+    mask = token_mask(own_columns(batch, prefix))
     decoder = decoder_mask(batch) if "decoder_input_ids" in batch else None
     found = {TOKENS: mask, DECODER: decoder}
     return {
@@ -184,10 +184,9 @@ class Recall:
                 logits = SparseLogits(values, codec.ids(parts), tail, codec.storage.temperature)
             else:
                 logits = codec.dense(parts)
-        mask = own_columns(batch, self.prefix).get("attention_mask")
         return Knowledge(
             logits=logits,
-            mask=mask.bool() if isinstance(mask, Tensor) else None,
+            mask=token_mask(own_columns(batch, self.prefix)),
             decoder_mask=decoder_mask(batch) if self._decodes else None,
             **layered,
         )

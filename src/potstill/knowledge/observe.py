@@ -86,11 +86,11 @@ class Observer:
                         do="Check the layer numbers; a compiled model or a kernel of its own hides them from the taps",
                     )
                 )
-        mask = batch.get("attention_mask")
+        mask = token_mask(batch)
         decodes = getattr(self.model.config, "is_encoder_decoder", False)
         return Knowledge(
             logits=logits,
-            mask=mask.bool() if isinstance(mask, Tensor) else None,
+            mask=mask,
             decoder_mask=decoder_mask(batch) if decodes else None,
             **found,
         )
@@ -111,6 +111,12 @@ class Observer:
             return self._head.logits(states) if self.needs.logits else None
         output = self.model(**inputs)
         return output.logits if self.needs.logits else None
+
+
+def token_mask(batch: Mapping[str, Any]) -> Tensor | None:
+    """[B,S] true at tokens that are not padding: what a model is told, or what only the task knows; None for images."""
+    told = batch.get("attention_mask", batch.get("token_mask"))
+    return told.bool() if isinstance(told, Tensor) else None
 
 
 def decoder_mask(batch: Mapping[str, Any]) -> Tensor | None:
