@@ -247,7 +247,9 @@ def main() -> None:
     apart = difference(min(given.tokens, 512), given.classes)
     forms = dict.fromkeys(FORMS, sys.executable)
     forms |= dict.fromkeys(PEERS, given.peers) if given.peers else {}
-    if not given.peers:
+    if given.only:
+        forms = {form: python for form, python in forms.items() if form in ("products", *given.only)}
+    elif not given.peers:
         print(f"Left out, since no --peers was given: {', '.join(PEERS)}")
     result = {
         "what": "seconds and peak bytes of forward and backward; ratio is to the four matrix products of the same turn",
