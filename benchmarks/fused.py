@@ -229,6 +229,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--classes", type=int, default=32_000)
     parser.add_argument("--repeats", type=int, default=5, help="turns that are counted")
+    parser.add_argument("--only", nargs="+", metavar="FORM", help="these beside the products")
     parser.add_argument(
         "--peers", help="an interpreter that has liger-kernel and trl; without it, their rows are absent"
     )
