@@ -229,6 +229,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--classes", type=int, default=32_000)
     parser.add_argument("--repeats", type=int, default=5, help="turns that are counted")
+    parser.add_argument("--only", nargs="+", metavar="FORM", help="these beside the products")
     parser.add_argument(
         "--peers", help="an interpreter that has liger-kernel and trl; without it, their rows are absent"
     )
@@ -247,7 +248,9 @@ def main() -> None:
     apart = difference(min(given.tokens, 512), given.classes)
     forms = dict.fromkeys(FORMS, sys.executable)
     forms |= dict.fromkeys(PEERS, given.peers) if given.peers else {}
-    if not given.peers:
+    if given.only:
+        forms = {form: python for form, python in forms.items() if form in ("products", *given.only)}
+    elif not given.peers:
         print(f"Left out, since no --peers was given: {', '.join(PEERS)}")
     result = {
         "what": "seconds and peak bytes of forward and backward; ratio is to the four matrix products of the same turn",
