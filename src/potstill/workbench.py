@@ -222,8 +222,8 @@ def _labelled(recipe: Recipe, teacher: str, say: Say) -> tuple[dict[str, Any], T
         )
     if route is not None and route != CONFIDENT:
         found = routed(found, route, [TEACHER, *(other.name for other in recipe.teacher.others)])
-    rows = standard_columns(prepare.encode_labels(found, columns, labels), columns)
     with bars_on_a_terminal():
+        rows = standard_columns(prepare.encode_labels(found, columns, labels), columns)
         rows = {split: in_order(part, labels.names, task.names) for split, part in rows.items()}
     for split in (VALIDATION, TEST):
         if split in rows:

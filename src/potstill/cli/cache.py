@@ -81,7 +81,7 @@ def verify(place: Place) -> None:
         for path in cache.damaged:
             typer.echo(f"damaged: {path}")
         damaged += len(cache.damaged)
-        typer.echo(f"{cache.folder}: {len(cache.shards)} shards of {cache.rows:,} rows are as they were written")
+        typer.echo(f"{cache.folder}: {cache.rows:,} rows in {_shards(cache)}, as they were written")
     if damaged:
         typer.echo("The rows of damaged shards are written again by the next run, or by potstill cache RECIPE.")
         raise typer.Exit(1)
@@ -121,13 +121,17 @@ def _caches(place: Path) -> "list[Cache]":
     return [open_cache(folder) for folder in found]
 
 
+def _shards(cache: "Cache") -> str:
+    return f"{len(cache.shards):,} shard{'s' * (len(cache.shards) != 1)}"
+
+
 def _lines(cache: "Cache") -> list[str]:
     """What there is to say of a cache."""
     kept = cache.identity.storage
     each = f", {cache.bytes / cache.tokens:,.1f} B a token" if cache.tokens else ""
     lines = [
         f"{cache.folder}",
-        f"  rows       {cache.rows:,}, {cache.tokens:,} tokens, in {len(cache.shards)} shards"
+        f"  rows       {cache.rows:,}, {cache.tokens:,} tokens, in {_shards(cache)}"
         + (f"; {len(cache.damaged)} damaged" if cache.damaged else ""),
         f"  size       {cache.bytes / 1e6:,.1f} MB{each}",
         f"  teacher    {cache.shape.family}, {cache.shape.layers} layers of width {cache.shape.width}, "
