@@ -1,5 +1,6 @@
 """Several processes that do one run: who works, who waits, what is said when one fails, and a run that loses one."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -19,6 +21,7 @@ from tiny_runs import tiny_recipe
 from typer.testing import CliRunner
 
 from potstill import ranks
+from potstill.cache import caches, open_cache
 from potstill.cli import app
 from potstill.errors import ArgumentError, PotstillError, RankError, RunFolderError
 from potstill.evaluation.predict import load_predictions
@@ -54,10 +57,10 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
         TrainSettings(batch_size=32).rows_of_one_rank(3)
 
 
-@pytest.mark.parametrize("command", ["plan", "compare", "search", "report"])
+@pytest.mark.parametrize("command", ["plan", "compare", "search", "report", "cache info", "cache prune"])
 def test_what_one_process_does_is_refused_to_several(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    done = CliRunner().invoke(app, [command, "kd"])
+    done = CliRunner().invoke(app, [*command.split(), "kd"])
     assert isinstance(done.exception, RankError) and f"potstill {command}" in str(done.exception)
     assert not done.exception.said
 
@@ -165,13 +168,15 @@ def write_recipe(folder: Path, changes: dict[str, Any], **model: Any) -> Path:
     return file
 
 
-def launch(recipe: Path, out: Path, processes: int, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
-    """`potstill run` by so many processes."""
+def launch(
+    recipe: Path, out: Path, processes: int, launcher: Sequence[str] = (), command: str = "run"
+) -> subprocess.Popen[str]:
+    """`potstill run`, or another command, by so many processes."""
     many = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(free_port())]
-    command = [sys.executable, *(launcher or many if processes > 1 else ()), "-m", "potstill", "run"]
+    words = [sys.executable, *(launcher or many if processes > 1 else ()), "-m", "potstill", command]
     source = str(Path(__file__).parents[1] / "src")
     return subprocess.Popen(
-        [*command, str(recipe), "--out", str(out)],
+        [*words, str(recipe), "--out", str(out)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": source},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -181,9 +186,22 @@ def launch(recipe: Path, out: Path, processes: int, launcher: Sequence[str] = ()
 
 def finished(started: subprocess.Popen[str]) -> str:
     """What a run said, once it has ended well."""
-    said, _ = started.communicate(timeout=240)
+    said = ended(started)
     assert started.returncode == 0, said
     return said
+
+
+def ended(started: subprocess.Popen[str], seconds: float = 240) -> str:
+    """What a launcher said, once it has ended; one that doesn't in time is ended with all that it started."""
+    children = []
+    try:
+        return started.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        children = psutil.Process(started.pid).children(recursive=True)
+        raise
+    finally:
+        for process in (*children, *([started] if children else ())):
+            process.kill()
 
 
 def student(run: Path) -> dict[str, torch.Tensor]:
@@ -214,6 +232,36 @@ def test_two_processes_make_the_run_of_one_and_go_on_with_it(tmp_path: Path) -> 
         assert torch.equal(tensor, before[name]), name
 
 
+@pytest.mark.slow
+def test_two_processes_write_and_read_one_cache_and_make_the_student_of_one(tmp_path: Path) -> None:
+    """`torchrun -m potstill run` over several epochs: both write their share of what the teacher knows, and read it."""
+    train = {"epochs": 3, "batch_size": 8, "precision": "float32", "learning_rate": 1e-3}
+    changes = {
+        "teacher": {"train": None},
+        "distill": [{"terms": TERMS, "train": train}],
+        "cache": {"use": "always", "precision": "float32"},
+    }
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    recipe = write_recipe(tmp_path, changes, **still)
+    said = finished(launch(recipe, tmp_path / "two", RANKS))
+    assert said.count("its answers are kept on disk") == 1, said
+    finished(launch(recipe, tmp_path / "one", 1))
+    kept = {}
+    for name in ("two", "one"):
+        [folder] = caches(tmp_path / name / "cache")
+        kept[name] = open_cache(folder)
+        keys = np.concatenate([shard.keys for shard in kept[name].shards])
+        assert len(keys) == len(np.unique(keys)) == kept[name].rows, "each row once"
+        results = json.loads((tmp_path / name / "results.json").read_text(encoding="utf-8"))
+        assert results["kept"]["teacher"]["written_rows"] == kept[name].rows
+        assert results["kept"]["teacher"]["fidelity"] is not None
+    assert kept["two"].identity == kept["one"].identity and kept["two"].rows == kept["one"].rows
+    assert (len(kept["two"].shards), len(kept["one"].shards)) == (RANKS, 1), "one shard of each rank"
+    ours, theirs = student(tmp_path / "two"), student(tmp_path / "one")
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=2e-3, atol=2e-3, msg=name)
+
+
 def process_of(launcher: subprocess.Popen[str], rank: int) -> psutil.Process:
     """The process of a rank that a launcher started."""
     for child in psutil.Process(launcher.pid).children(recursive=True):
@@ -235,7 +283,7 @@ def test_a_run_whose_one_rank_is_killed_ends_and_goes_on_to_the_same_weights(tmp
         assert time.monotonic() < ends and started.poll() is None, "no checkpoint was written"
         time.sleep(0.02)
     process_of(started, 1).send_signal(signal.SIGKILL)
-    said, _ = started.communicate(timeout=120)
+    said = ended(started, 120)
     assert started.returncode != 0
     assert not (tmp_path / "killed/results.json").exists(), "it was killed too late to show anything"
     assert "error: Another process of this run is gone" in said or "SIGKILL" in said, said

@@ -3,6 +3,7 @@
 import os
 import pickle
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import multiprocessing
 
 RANKS = 2
+PATIENCE = 200.0  # seconds: ranks that wait for one another forever are ended, and the test fails
 
 
 def free_port() -> int:
@@ -45,5 +47,12 @@ def on_two_ranks(work: Callable[..., Any], folder: Path, *arguments: Any) -> lis
 
     `work` stands at the top of a module, since new processes import it.
     """
-    multiprocessing.spawn(_work, (free_port(), work, folder, arguments), nprocs=RANKS)
+    started = multiprocessing.spawn(_work, (free_port(), work, folder, arguments), nprocs=RANKS, join=False)
+    ends = time.monotonic() + PATIENCE
+    try:
+        while not started.join(timeout=1):
+            assert time.monotonic() < ends, f"two ranks did not end within {PATIENCE:.0f} s"
+    finally:
+        for process in started.processes:
+            process.kill()
     return [pickle.loads((folder / f"rank-{rank}.pickle").read_bytes()) for rank in range(RANKS)]

@@ -5,6 +5,8 @@ Decisions:
   comparison. It is kept then, unless it takes more room than the recipe allows or the disk has.
 - Runs that stand beside each other keep it in one place, and all that any of them asks at once: the teacher then sees
   each row once for all of them.
+- Of several ranks each keeps its share of the rows. What all of them must agree on (whether it is kept, whether its
+  fidelity is still to be measured) is decided by rank 0.
 - Only the recipe's teachers are kept. Assistants and earlier generations teach one student each.
 """
 
@@ -175,17 +177,23 @@ class Caching:
                     part=mine,
                     progress=step,
                 )
-            for path in found.replaced:
-                self.progress.say(f"{path.name.partition('.')[0]} was damaged, and its rows were written again")
-            ranks.wait()
+            shares = ranks.of_all((found.rows, found.seconds, found.replaced))  # all have written what is theirs
             cache = found.cache.reopened()
-            if cache.fidelity is None and part[0] == 0:
-                observer = Observer(model, cache.identity.needs, prefix=self.prefix)
-                ranks.on_main(lambda: measure_and_keep(cache, observer, self.rows, self.bench.collate))
+            if part[0] == 0:
+                ranks.on_main(lambda: self._measure(cache, model))
             model.to(device)  # type: ignore[arg-type]
-        record = self._record(cache, found.rows, found.seconds, passes)
+        rows, seconds, replaced = zip(*shares, strict=True)
+        for path in sorted(set().union(*replaced)):
+            self.progress.say(f"{path.name.partition('.')[0]} was damaged, and its rows were written again")
+        record = self._record(cache, sum(rows), max(seconds), passes)
         self._kept[name] = CachedTeacher(cache), record
         return CachedTeacher(cache), record
+
+    def _measure(self, cache: Cache, teacher: PreTrainedModel) -> None:
+        """Measure how near it comes, unless that was done. Whether it was, only one may ask: the others look later."""
+        if cache.fidelity is None:
+            observer = Observer(teacher, cache.identity.needs, prefix=self.prefix)
+            measure_and_keep(cache, observer, self.rows, self.bench.collate)
 
     def _only(self, name: str, identity: Identity) -> Cache:
         """A cache that is there already, and holds all that is asked."""

@@ -117,8 +117,10 @@ def cache(
         raise CacheError(problem("A part is a number from 1 to how many there are", given=f"{part[0]} of {part[1]}"))
     loaded = load_recipe(recipe, overrides)
     folder = Path(out) if out is not None else RUNS / loaded.name
-    with ranks.together(), RunFolder(folder, loaded, update=update).opened() as opened:
-        return _Run(opened, progress or Silent()).knowledge((part[0] - 1, part[1]))
+    with ranks.together():
+        said = progress if progress is not None and ranks.is_main() else Silent()
+        with RunFolder(folder, loaded, update=update).opened() as opened:
+            return _Run(opened, said).knowledge((part[0] - 1, part[1]))
 
 
 class _Run:

@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(weeks=4)
 GRACE = 10.0  # seconds in which the rank that failed first may say why
+LISTENING = 2.0  # seconds in which others that fail at the same time may hear of it
 FAILED = "potstill/failed"
 
 _control: Any = None  # the group in which ranks talk; None where there is one process
@@ -128,6 +129,7 @@ def _first_failure(error: Exception) -> RankError | None:
         else:
             mine = f"{rank()}: {type(error).__name__}: {error}"
             said = store.compare_set(key, "", mine).decode()
+            _let_all_hear(store, key)
             if said == mine:
                 return None
         if said is not None:
@@ -142,6 +144,15 @@ def _first_failure(error: Exception) -> RankError | None:
             do="See the launcher's messages; the same command goes on from the last checkpoint",
         )
     )
+
+
+def _let_all_hear(store: dist.Store, key: str) -> None:
+    """Stay for the others that fail at the same time: the store goes with the rank that holds it."""
+    ends = time.monotonic() + LISTENING
+    heard = store.add(f"{key}/heard", 1)
+    while heard < dist.get_world_size() and time.monotonic() < ends:
+        time.sleep(0.05)
+        heard = store.add(f"{key}/heard", 0)
 
 
 def _is_consequence(error: BaseException) -> bool:
@@ -201,7 +212,7 @@ def main_first(work: Callable[[], T]) -> T:
 
 def everyone(value: bool) -> bool:
     """Whether `value` is true on every rank."""
-    return all(_all_objects(value))
+    return all(of_all(value))
 
 
 def wait() -> None:
@@ -209,8 +220,8 @@ def wait() -> None:
     everyone(True)
 
 
-def _all_objects(value: Any) -> list[Any]:
-    """The values of all ranks, in their order."""
+def of_all(value: T) -> list[T]:
+    """The values of all ranks, in their order; plain data, or what else can be pickled."""
     if world_size() == 1:
         return [value]
     found: list[Any] = [None] * dist.get_world_size()
@@ -220,7 +231,7 @@ def _all_objects(value: Any) -> list[Any]:
 
 def same(value: Any) -> bool:
     """Whether all ranks have an equal `value`."""
-    found = _all_objects(value)
+    found = of_all(value)
     return all(one == found[0] for one in found)
 
 

@@ -5,10 +5,11 @@ plain gradient descent and a rate of 1 the weights after a step say what the gra
 sign of a gradient, and that of a 0 is rounding.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -18,9 +19,20 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from potstill import ranks
+from potstill.cache import (
+    CachedTeacher,
+    Identity,
+    Storage,
+    caches,
+    open_cache,
+    row_keys,
+    teacher_digest,
+    tokenizer_digest,
+    write_cache,
+)
 from potstill.objective import Objective
 from potstill.tasks import TextClassification
-from potstill.training import DistillationTrainer
+from potstill.training import DistillationTrainer, Distiller
 
 TASK = TextClassification()
 LABELS, LOGITS = {"knowledge": "labels", "weight": 0.5}, {"knowledge": "logits", "temperature": 2.0}
@@ -28,7 +40,6 @@ HIDDEN = {"knowledge": "hidden", "layers": "uniform"}  # with projections: the t
 ATTENTION, VALUES = {"knowledge": "attention"}, {"knowledge": "values", "loss": "relation_kl", "heads": 4}
 CRD = {"knowledge": "hidden", "loss": "crd", "pool": "first", "layers": "last"}
 
-# A later form of the teacher's knowledge (read from a cache on disk) is held to the same: add a row here.
 CASES: dict[str, dict[str, Any]] = {
     "logits": {"terms": [LABELS, LOGITS]},
     "hidden states with projections": {"terms": [LOGITS, HIDDEN]},
@@ -41,6 +52,9 @@ CASES: dict[str, dict[str, Any]] = {
     "a term of weight 0": {"terms": [LOGITS, {**HIDDEN, "weight": 0}]},
     "contrast": {"terms": [LOGITS, {**CRD, "negatives": 5}], "steps": 3, "rows": 21},
     "contrast with all other rows": {"terms": [LOGITS, CRD], "steps": 2},
+    "a cached teacher": {"terms": [LABELS, LOGITS, HIDDEN, VALUES], "cached": True},
+    "a cached teacher over epochs": {"terms": [LABELS, LOGITS, HIDDEN], "cached": True, "rows": 21, "steps": 5},
+    "a cached teacher, accumulation": {"terms": [LOGITS, ATTENTION], "cached": True, "accumulation": 3},
 }
 BATCH = 8
 
@@ -67,6 +81,7 @@ def trained(
     unlabelled: tuple[int, ...] = (),
     accumulation: int = 1,
     steps: int = 1,
+    caches: Path | None = None,
 ) -> dict[str, Any]:
     """What a few steps leave: the weights, what was logged, and whether DDP looked for parameters without gradients."""
     size = ranks.world_size()
@@ -74,13 +89,16 @@ def trained(
     models = [still(tiny_model(layers=2, seed=1)), still(tiny_model(layers=4, width=64, seed=2))]
     for model in models if arguments else ():
         model.set_attn_implementation("eager")
+    teacher, written = models[1], 0
+    if caches is not None:
+        teacher, written = remembered(models, terms, rows(rows_, unlabelled), caches)
     made = DistillationTrainer(
         models[0],
         Objective(terms),
         TASK,
         tiny_tokenizer(),
         rows(rows_, unlabelled),
-        teacher=models[1],
+        teacher=teacher,
         args=TrainingArguments(
             output_dir=str(folder),
             max_steps=steps,
@@ -102,26 +120,47 @@ def trained(
     made.train()
     logged = [{k: v for k, v in e.items() if k == "loss" or k.startswith("part/")} for e in made.state.log_history]
     weights = {name: tensor.clone() for name, tensor in made.distiller.state_dict().items()}
-    return {"weights": weights, "logged": logged[:-1], "sought": made.args.ddp_find_unused_parameters}
+    sought = made.args.ddp_find_unused_parameters
+    return {"weights": weights, "logged": logged[:-1], "sought": sought, "written": written}
 
 
-def case(name: str, folder: Path) -> dict[str, Any]:
+def remembered(models: Sequence[Any], terms: Any, encoded: Dataset, root: Path) -> tuple[CachedTeacher, int]:
+    """What the teacher answers to the rows, on disk, and how many of them this rank wrote there: all write together."""
+    needs = Distiller(models[0], Objective(terms), TASK, models[1]).asked["teacher"]
+    storage = Storage("float32")
+    identity = Identity(
+        teacher_digest(models[1]), tokenizer_digest(tiny_tokenizer()), needs, max_length=32, storage=storage
+    )
+    part = ranks.rank(), ranks.world_size()
+    found = write_cache(root, identity, models[1], encoded, TASK.collator(tiny_tokenizer()), part=part)
+    ranks.wait()
+    return CachedTeacher(found.cache.reopened()), found.rows
+
+
+def case(name: str, folder: Path, caches: Path) -> dict[str, Any]:
     """One row of `CASES`, trained by all the ranks there are."""
     options = dict(CASES[name])
-    return trained(folder, options.pop("terms"), options.pop("rows", 24), **options)
+    kept = caches if options.pop("cached", False) else None
+    return trained(folder, options.pop("terms"), options.pop("rows", 24), caches=kept, **options)
 
 
-def all_cases(folder: Path) -> dict[str, Any]:
+def all_cases(folder: Path, caches: Path) -> dict[str, Any]:
     """Every case, by two ranks."""
     with ranks.together():
-        return {name: case(name, folder) for name in CASES}
+        return {name: case(name, folder, caches) for name in CASES}
 
 
 @pytest.fixture(scope="module")
-def by_two(tmp_path_factory: pytest.TempPathFactory) -> list[Mapping[str, Any]]:
+def kept_at(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two ranks keep what teachers know, and one process reads it."""
+    return tmp_path_factory.mktemp("caches")
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory: pytest.TempPathFactory, kept_at: Path) -> list[Mapping[str, Any]]:
     """What each of two ranks has after every case."""
     folder = tmp_path_factory.mktemp("ranks")
-    return on_two_ranks(all_cases, folder, folder)
+    return on_two_ranks(all_cases, folder, folder, kept_at)
 
 
 def assert_equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], tolerance: float = 2e-5) -> None:
@@ -134,8 +173,11 @@ def assert_equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], toler
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_ranks_train_as_one_process(by_two: list[Mapping[str, Any]], name: str, tmp_path: Path) -> None:
-    alone = case(name, tmp_path)
+def test_two_ranks_train_as_one_process(
+    by_two: list[Mapping[str, Any]], name: str, tmp_path: Path, kept_at: Path
+) -> None:
+    alone = case(name, tmp_path, kept_at)
+    assert alone["written"] == 0, "it reads what the two have written"
     start = still(tiny_model(layers=2, seed=1)).state_dict()
     assert any(not torch.equal(alone["weights"][f"student.{n}"], tensor) for n, tensor in start.items())
     for rank in range(RANKS):
@@ -144,6 +186,19 @@ def test_two_ranks_train_as_one_process(by_two: list[Mapping[str, Any]], name: s
         assert len(found["logged"]) == len(alone["logged"])
         for ours, theirs in zip(found["logged"], alone["logged"], strict=True):
             assert ours == pytest.approx(theirs, rel=2e-5, abs=1e-6)
+
+
+def test_two_ranks_write_one_cache_with_each_row_once(by_two: list[Mapping[str, Any]], kept_at: Path) -> None:
+    for name in ("a cached teacher", "a cached teacher, accumulation"):
+        assert all(found[name]["written"] > 0 for found in by_two), "each writes its share"
+    keys = set(row_keys(rows(24, ())).tolist())
+    found = [open_cache(folder) for folder in caches(kept_at)]
+    assert len(found) == len({repr(cache.identity) for cache in found}) == 3, "one for each of the needs"
+    for cache in found:
+        written = np.concatenate([shard.keys for shard in cache.shards]).tolist()
+        assert len(written) == len(set(written)) and set(written) <= keys
+    written = sum(one["a cached teacher"]["written"] for one in by_two)
+    assert written == max(cache.rows for cache in found) == len(keys)
 
 
 def test_ddp_looks_for_unused_parameters_only_where_there_are_some(by_two: list[Mapping[str, Any]]) -> None:

@@ -119,9 +119,15 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a shard's bytes give its name; looked at once in a process, as long as the file stays as it is."""
-    found = path.stat()
-    return _is_whole(path, found.st_mtime_ns, found.st_size)
+    """Whether a shard's bytes give its name; looked at once in a process, as long as the file stays as it is.
+
+    One that another process sets aside meanwhile was none.
+    """
+    try:
+        found = path.stat()
+        return _is_whole(path, found.st_mtime_ns, found.st_size)
+    except FileNotFoundError:
+        return False
 
 
 @lru_cache(maxsize=100_000)

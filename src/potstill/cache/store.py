@@ -10,8 +10,8 @@ Decisions:
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 from potstill.cache.columns import Codec, Column
 from potstill.cache.identity import FORMAT, Identity
 from potstill.cache.keys import KEY, Keys
-from potstill.cache.shards import Shard, is_whole, leftovers, set_aside, shard_files
+from potstill.cache.shards import Shard, is_whole, leftovers, set_aside, shard_files, unfinished_prefix
 from potstill.checks import problem
 from potstill.errors import CacheError
 from potstill.knowledge.architectures import ModelShape
@@ -138,7 +138,7 @@ def create(root: Path, identity: Identity, shape: ModelShape, columns: Sequence[
 
 def write_json(path: Path, data: Any) -> None:
     """Write plain data as JSON, beside and then renamed."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{unfinished_prefix()}{path.name}")  # processes of two machines may have one number
     beside.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     beside.replace(path)
 
@@ -210,5 +210,9 @@ def nearest(root: Path, asked: Identity) -> str:
 
 
 def set_damaged_aside(cache: Cache) -> list[Path]:
-    """Rename the damaged shards, so that their rows are written again."""
-    return [set_aside(path) for path in cache.damaged if path.exists()]
+    """Rename the damaged shards, so that their rows are written again; those that no other process has renamed."""
+    found = []
+    for path in cache.damaged:
+        with suppress(FileNotFoundError):
+            found.append(set_aside(path))
+    return found

@@ -1,18 +1,17 @@
 """The command line. A command is a function in a file of its own, and imports inside it: `--help` is instant."""
 
-import os
 import sys
 from typing import Annotated
 
 import typer
 
 from potstill import __version__
-from potstill.checks import problem
 from potstill.cli import cache, compare, evaluate, export, plan, predict, recipes, report, run, samples, search
+from potstill.cli.launchers import require_together
 from potstill.errors import PotstillError, RankError
 
 INTERRUPTED = 130
-TOGETHER = ("run",)  # the commands that several processes may do together
+TOGETHER = ("run", "cache")  # the commands that several processes may do together
 
 app = typer.Typer(
     name="potstill",
@@ -48,16 +47,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1 and context.invoked_subcommand not in TOGETHER:
-        raise RankError(
-            problem(
-                f"`potstill {context.invoked_subcommand}` is done by one process",
-                given=f"{processes}, started by a launcher",
-                do=f"Start it without the launcher; with several processes go: {', '.join(TOGETHER)}",
-            ),
-            said=os.environ.get("RANK", "0") != "0",
-        )
+    require_together(context, TOGETHER)
 
 
 def main() -> None:

@@ -1,11 +1,13 @@
 """`potstill cache`: what teachers know, kept on disk; and a look at what is kept."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from potstill.cli.launchers import require_together
 from potstill.cli.run import Overrides, Recipe
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     subcommand_metavar="RECIPE | COMMAND [ARGS]...",
 )
+TOGETHER = ("write",)  # what several processes may do together
 Place = Annotated[Path, typer.Argument(help="A run folder, a folder of caches, or one cache.")]
 
 
@@ -36,6 +39,11 @@ def _part(text: str) -> tuple[int, int]:
         return int(number), int(count)
     except ValueError:
         raise typer.BadParameter("give it as 1/4: the first of four parts") from None
+
+
+@app.callback()
+def _options(context: typer.Context) -> None:
+    require_together(context, TOGETHER)
 
 
 @app.command()
@@ -50,7 +58,8 @@ def write(
 ) -> None:
     """Keep what a recipe asks of its teachers; the same as potstill cache RECIPE.
 
-    Stopped work goes on: give the same command again. Runs of the recipe read from there.
+    Stopped work goes on: give the same command again. Runs of the recipe read from there. A launcher may start several
+    processes for it (torchrun); each writes its share.
     """
     from potstill.cache import open_cache
     from potstill.pipeline import cache
@@ -59,6 +68,8 @@ def write(
     terminal = Terminal()
     share = _part(part)
     found = cache(recipe, out, overrides=overrides or (), update=update, part=share, progress=terminal)
+    if int(os.environ.get("RANK", "0")) > 0:
+        return  # the first process speaks
     for name, record in found.items():
         terminal.say(f"\n{name}: {record['written_rows']:,} rows in {record['written_seconds']:.1f} s")
         for line in _lines(open_cache(Path(record["folder"]))):
