@@ -262,6 +262,18 @@ def test_two_processes_write_and_read_one_cache_and_make_the_student_of_one(tmp_
         torch.testing.assert_close(ours[name], tensor, rtol=2e-3, atol=2e-3, msg=name)
 
 
+@pytest.mark.slow
+def test_two_processes_keep_a_cache_by_command(tmp_path: Path) -> None:
+    terms = [{"terms": TERMS, "train": SHORT}]
+    recipe = write_recipe(tmp_path, {"teacher": {"train": None}, "distill": terms})
+    said = finished(launch(recipe, tmp_path / "out", RANKS, command="cache"))
+    [folder] = caches(tmp_path / "out" / "cache")
+    kept = open_cache(folder)
+    assert len(kept.shards) == RANKS and sum(len(shard.keys) for shard in kept.shards) == kept.rows
+    assert said.count(f"teacher: {kept.rows} rows in") == 1, "one speaks, of the rows of both"
+    assert "teacher: 0 rows in" in finished(launch(recipe, tmp_path / "out", 1, command="cache"))
+
+
 def process_of(launcher: subprocess.Popen[str], rank: int) -> psutil.Process:
     """The process of a rank that a launcher started."""
     for child in psutil.Process(launcher.pid).children(recursive=True):

@@ -146,7 +146,7 @@ def _first_failure(error: Exception) -> RankError | None:
     )
 
 
-def _let_all_hear(store: dist.Store, key: str) -> None:
+def _let_all_hear(store: Any, key: str) -> None:
     """Stay for the others that fail at the same time: the store goes with the rank that holds it."""
     ends = time.monotonic() + LISTENING
     heard = store.add(f"{key}/heard", 1)

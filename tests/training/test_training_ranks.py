@@ -193,7 +193,7 @@ def test_two_ranks_write_one_cache_with_each_row_once(by_two: list[Mapping[str, 
         assert all(found[name]["written"] > 0 for found in by_two), "each writes its share"
     keys = set(row_keys(rows(24, ())).tolist())
     found = [open_cache(folder) for folder in caches(kept_at)]
-    assert len(found) == len({repr(cache.identity) for cache in found}) == 3, "one for each of the needs"
+    assert len(found) == 2, "one that holds attention maps, and one that serves both others"
     for cache in found:
         written = np.concatenate([shard.keys for shard in cache.shards]).tolist()
         assert len(written) == len(set(written)) and set(written) <= keys
