@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from tiny import tiny_model, tiny_rows, tiny_tokenizer
+from tiny_ranks import on_two_ranks
 from torch import nn
 
 from potstill import school
@@ -166,11 +167,10 @@ def test_what_can_not_exchange_sparse_gradients_is_refused(monkeypatch):
     require_unsharded(False)
 
 
-def of_one_rank(rank, folder):
-    """Two steps of one of two processes, on its half of each batch; writes the table that it ends with."""
-    torch.set_num_threads(1)
-    store = torch.distributed.FileStore(f"{folder}/store", 2)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+def of_one_rank():
+    """Two steps of one of two processes, on its half of each batch; gives the weights that it ends with."""
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     require_unsharded(False)
     module = together()
     wrapped = nn.parallel.DistributedDataParallel(module)
@@ -180,8 +180,7 @@ def of_one_rank(rank, folder):
         wrapped(torch.tensor(ids[rank])).square().mean().backward()
         clipped_norm(module.parameters(), 0.1)
         optimiser.step()
-    torch.save(module.state_dict(), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return module.state_dict()
 
 
 HALVES = [([0, 1, 1, 3], [1, 2, 2, 0]), ([4, 1, 0, 0], [0, 3, 3, 3])]
@@ -193,7 +192,7 @@ def together():
 
 
 def test_two_processes_over_gloo_learn_as_one_with_both_halves(tmp_path):
-    torch.multiprocessing.spawn(of_one_rank, (str(tmp_path),), nprocs=2)
+    ranks = on_two_ranks(of_one_rank, tmp_path)
     module = together()
     optimiser = LazyAdamW(module.parameters(), fused=True, **OPTIONS)
     for ids in HALVES:
@@ -201,8 +200,7 @@ def test_two_processes_over_gloo_learn_as_one_with_both_halves(tmp_path):
         module(torch.tensor([*ids[0], *ids[1]])).square().mean().backward()
         clipped_norm(module.parameters(), 0.1)
         optimiser.step()
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for found in ranks:
         for name, tensor in module.state_dict().items():
             torch.testing.assert_close(found[name], tensor)
 
