@@ -59,8 +59,13 @@ def cached(teacher: Any, task: Any, tokenizer: Any, rows: Any, objective: Object
     return CachedTeacher(write_cache(folder, identity, teacher.eval(), rows, task.collator(tokenizer)).cache)
 
 
-def trainer_of(work: Work, kind: Any, objective: Objective, settings: TrainSettings, folder: Path) -> Any:
-    """The trainer, with a live teacher, a cached one or none, and when it began: before the cache was written."""
+def trainer_of(
+    work: Work, kind: Any, objective: Objective, settings: TrainSettings, folder: Path, kept: Path | None = None
+) -> Any:
+    """The trainer, with a live teacher, a cached one or none, and when it began: before the cache was written.
+
+    The cache is looked for in `kept`, if that is given; else it is written anew.
+    """
     given, task = work.settings, task_of(work.settings)
     rows, tokenizer = load_from_disk(given.sample), AutoTokenizer.from_pretrained(given.teacher)
     student = load(given.student, given.task)
@@ -73,7 +78,7 @@ def trainer_of(work: Work, kind: Any, objective: Objective, settings: TrainSetti
     if wanted == "cached":
         if not HAS_CACHE:
             raise LeftOut("this version of potstill has no cache")
-        teacher = cached(teacher, task, tokenizer, rows, objective, folder / "cache")
+        teacher = cached(teacher, task, tokenizer, rows, objective, kept or folder / "cache")
     trainer = kind(
         student,
         objective,
@@ -101,7 +106,8 @@ def segment(work: Work) -> object:
     alone = {"knowledge": "labels"} if work.command["teacher"] == "none" else None
     objective = Objective([alone or {"knowledge": "logits", "temperature": given.temperature}])
     with tempfile.TemporaryDirectory() as folder:
-        trainer, _ = trainer_of(work, Recorded, objective, settings, Path(folder))
+        kept = Path(given.student).parent / "cache"  # written by the first segment, before its clock starts
+        trainer, _ = trainer_of(work, Recorded, objective, settings, Path(folder), kept)
         trainer.work = work
         trainer._save_checkpoint = lambda *_: None  # nobody saves in a segment
         trainer.train()
