@@ -117,9 +117,9 @@ def test_no_trial_sees_the_test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyP
     seen: list[set[str]] = []
 
     class Watched(searching.School):
-        def __init__(self, folder: Any, bench: Any, progress: Any, trial: Any) -> None:
+        def __init__(self, folder: Any, bench: Any, *others: Any) -> None:
             seen.extend((set(bench.rows), set(bench.texts)))
-            super().__init__(folder, bench, progress, trial)
+            super().__init__(folder, bench, *others)
 
     monkeypatch.setattr(searching, "School", Watched)
     search(made(tmp_path), ["distill.0.terms.0.temperature=1,2"], tmp_path / "out", trials=2)
