@@ -10,7 +10,7 @@ Decisions:
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,12 +105,6 @@ def columns_of(known: Knowledge, needs: Needs, rows: int) -> list[Column]:
     return found
 
 
-def needs_of(columns: Sequence[Column]) -> Needs:
-    """What a set of columns holds."""
-    layered = {kind: frozenset(one.layer for one in columns if one.kind == kind) for kind in LAYERED}
-    return Needs(logits=any(one.kind == LOGITS for one in columns), **layered)  # type: ignore[arg-type]
-
-
 def _logits_shape(known: Knowledge) -> tuple[Size, ...]:
     assert isinstance(known.logits, Tensor)
     shape = tuple(known.logits.shape[1:])
@@ -174,6 +168,13 @@ class Codec:
         beyond = max(0, (self.classes - 1).bit_length() - 16)
         return next(bits for bits in (0, 2, 4, 8, 16) if bits >= beyond)
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of what is kept."""
+        if self.sparse:
+            return ("values", "ids", "tail", "high") if self.high_bits else ("values", "ids", "tail")
+        return ("", "scales") if self.storage.precision == "int8" else ("",)
+
     def encode(self, row: Tensor) -> dict[str, Tensor]:
         """Part -> flat tensor, of one row without padding, [*row]."""
         if self.sparse:
@@ -200,18 +201,15 @@ class Codec:
     def sizes(self, lengths: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Part -> how many numbers each row has of it, [N], from lengths [N]."""
         vectors = self.column.numbers(lengths, but_last=True)
-        if not self.sparse:
-            whole = {"": vectors * _last(self.column, lengths)}
-            return {**whole, "scales": vectors} if self.storage.precision == "int8" else whole
-        found = {"values": vectors * self.kept, "ids": vectors * self.kept, "tail": vectors}
-        if self.high_bits:
-            found["high"] = vectors * packed_size(self.kept, self.high_bits)
-        return found
+        each = {"": _last(self.column, lengths), "scales": 1, "tail": 1}
+        if self.sparse:
+            each |= {"values": self.kept, "ids": self.kept, "high": packed_size(self.kept, self.high_bits)}
+        return {part: vectors * each[part] for part in self.parts}
 
-    def bytes(self, lengths: Mapping[str, Tensor]) -> int:
-        """The bytes of all rows of these lengths."""
+    def bytes(self, lengths: Mapping[str, Tensor]) -> Tensor:
+        """The bytes of each row, [N], from lengths [N]."""
         widths = {"": DTYPES[self.storage.precision].itemsize, "scales": 4, "values": 2, "ids": 2, "tail": 4, "high": 1}
-        return sum(widths[part] * int(sizes.sum()) for part, sizes in self.sizes(lengths).items())
+        return torch.stack([widths[part] * sizes for part, sizes in self.sizes(lengths).items()]).sum(0)
 
     def part_shape(self, part: str, lengths: Mapping[str, int]) -> tuple[int, ...]:
         """The shape of one part of a row."""

@@ -114,7 +114,7 @@ class Lookup:
                 )
         found = {}
         for column, codec in self.codecs.items():
-            for part in codec.sizes(where[0][0].lengths):
+            for part in codec.parts:
                 rows = [shard.part(column, part, row) for shard, row in where]
                 axes = codec.column.shape if part == "" else codec.column.shape[:-1]
                 found[f"{CACHED}/{self.name}/{column}/{part}"] = padded(rows, axes, spans)

@@ -52,6 +52,11 @@ class Shard:
         return {name: self._tensor(f"{LENGTH}{name}").long() for name in names}
 
     @cached_property
+    def _numbers(self) -> dict[str, list[int]]:
+        """The lengths as plain numbers, which each row of each batch asks for."""
+        return {name: lengths.tolist() for name, lengths in self.lengths.items()}
+
+    @cached_property
     def _ends(self) -> dict[tuple[str, str], list[int]]:
         """(column, part) -> where each row ends in the flat array, after a 0."""
         return {
@@ -62,7 +67,7 @@ class Shard:
 
     def length(self, row: int) -> dict[str, int]:
         """How long a row is."""
-        return {name: int(lengths[row]) for name, lengths in self.lengths.items()}
+        return {name: lengths[row] for name, lengths in self._numbers.items()}
 
     def part(self, name: str, part: str, row: int) -> Tensor:
         """One part of one row of a column, in its own shape; a view of the file."""

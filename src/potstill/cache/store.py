@@ -165,9 +165,10 @@ def open_cache(folder: Path) -> Cache:
         do = "Remove the folder, and the cache is written again"
         raise CacheError(problem(f"The manifest of the cache {folder} can't be read", given=error, do=do)) from error
     codecs = {column.name: Codec(column, identity.storage) for column in columns}
-    files = shard_files(folder / SHARDS)
-    whole = tuple(Shard(path, codecs) for path in files if is_whole(path))
-    return Cache(folder, identity, shape, columns, whole, tuple(path for path in files if not is_whole(path)))
+    found_whole = {path: is_whole(path) for path in shard_files(folder / SHARDS)}
+    shards = tuple(Shard(path, codecs) for path, whole in found_whole.items() if whole)
+    damaged = tuple(path for path, whole in found_whole.items() if not whole)
+    return Cache(folder, identity, shape, columns, shards, damaged)
 
 
 def _shape(data: Mapping[str, Any]) -> ModelShape:

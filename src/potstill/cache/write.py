@@ -136,8 +136,8 @@ def estimate(observer: Observer, rows: Any, collate: Collate, storage: Storage) 
     codecs = {column.name: Codec(column, storage) for column in columns}
     _, first = np.unique(row_keys(rows, observer.prefix), return_index=True)
     lengths, counts = np.unique(row_lengths(rows, observer.prefix)[first], return_counts=True)
-    sizes = [row_bytes(columns, codecs, int(length)) for length in lengths]
-    return Estimate(tuple(columns), len(first), int(lengths @ counts), int(np.dot(sizes, counts)))
+    sizes = row_bytes(columns, codecs, lengths)
+    return Estimate(tuple(columns), len(first), int(lengths @ counts), int(sizes @ counts))
 
 
 def row_lengths(rows: Any, prefix: str = "") -> np.ndarray[Any, Any]:
@@ -162,16 +162,21 @@ def plan_work(
     missing = cache.missing(keys)
     missing = missing[[int.from_bytes(keys[number][:4], "little") % part[1] == part[0] for number in missing]]
     order = missing[np.argsort(-lengths[missing], kind="stable")]
-    sizes = np.array([row_bytes(cache.columns, cache.codecs, int(lengths[number])) for number in order], dtype=np.int64)
+    sizes = row_bytes(cache.columns, cache.codecs, lengths[order])
     cuts = np.flatnonzero(np.diff(np.cumsum(sizes) // shard_bytes)) + 1
     parcels = tuple(one for one in np.split(order, cuts) if len(one))
     return Work(keys, lengths, parcels, int(sizes.sum()))
 
 
-def row_bytes(columns: Sequence[Column], codecs: Mapping[str, Codec], length: int) -> int:
-    """The bytes that a row of so many tokens takes; a decoder's are taken to be as many."""
-    lengths = {name: torch.tensor([length]) for name in (TOKENS, DECODER)}
-    return BYTES + 4 + sum(codecs[column.name].bytes(lengths) for column in columns)
+def row_bytes(
+    columns: Sequence[Column], codecs: Mapping[str, Codec], lengths: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any]:
+    """The bytes that each row takes, [N], from how many tokens it has [N]; a decoder's are taken to be as many."""
+    tokens = torch.as_tensor(lengths)
+    found = torch.full_like(tokens, BYTES + 4)
+    for column in columns:
+        found += codecs[column.name].bytes({TOKENS: tokens, DECODER: tokens})
+    return found.numpy()
 
 
 def require_space(cache: Cache, work: Work) -> None:
