@@ -11,7 +11,7 @@ Decisions:
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +41,9 @@ from potstill.evaluation.predict import fastest_device
 from potstill.knowledge import TEACHERS, Needs, Observer
 from potstill.progress import Progress
 from potstill.sections import CacheSection
+from potstill.training import TrainSettings
 from potstill.training.precision import teacher_at
+from potstill.training.stages import total_steps
 from potstill.workbench import Workbench
 
 ENOUGH_PASSES = 1.5
@@ -98,6 +100,11 @@ class Caching:
     def records(self) -> dict[str, Any]:
         """By teacher, what is kept of it and what that took: for the report."""
         return {name: record for name, (_, record) in self._kept.items() if record is not None}
+
+    def passes(self, trainings: Sequence[TrainSettings]) -> float:
+        """How often all seeds of a run go through the rows in these stages."""
+        steps = [total_steps(settings, len(self.rows)) for settings in trainings]
+        return self.bench.recipe.evaluate.seeds * sum(taken / epoch for taken, epoch in steps)
 
     def of(self, name: str, teacher: PreTrainedModel, passes: float, runs_in: str) -> CachedTeacher | None:
         """The teacher as it is remembered; None where it is better let run along.

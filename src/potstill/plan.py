@@ -153,11 +153,8 @@ def _kept(bench: Workbench, found: Preflight, runs_in: str) -> list[str]:
     if recipe.cache.use == "never":
         return []
     caching = Caching(bench, found.asked, RUNS / recipe.name, Silent())
-    first = next(iter(recipe.chain), None)
-    stages = recipe.distill if first is None or first.distill is None else first.distill
-    steps = [total_steps(stage.train, len(bench.transfer)) for stage in stages]
-    passes = recipe.evaluate.seeds * sum(taken / epoch for taken, epoch in steps)
-    models = found.teachers if first is None else {TEACHER: found.teacher}
+    passes = caching.passes([stage.train for stage in recipe.taught_first])
+    models = {TEACHER: found.teacher} if recipe.chain else found.teachers
     return [
         f"{name}: {caching.decide(name, model, passes, runs_in).why}"
         for name, model in models.items()

@@ -92,6 +92,12 @@ class Recipe(Section):
         return [*self.assistants, *[AssistantSection(student=self.student)] * (self.generations - 1)]
 
     @property
+    def taught_first(self) -> list[StageSection]:
+        """The stages of whoever learns from the recipe's teachers: the first of the chain, or the student."""
+        first = next(iter(self.chain), None)
+        return self.distill if first is None or first.distill is None else first.distill
+
+    @property
     def combination(self) -> Combination | None:
         """How several teachers are combined; None for one."""
         if not self.teacher.others:

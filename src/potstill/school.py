@@ -31,7 +31,7 @@ from potstill.terms import TEACHER
 from potstill.training import Precision, TrainSettings, detect_precision
 from potstill.training.distiller import Teacher
 from potstill.training.precision import AUTO, BFLOAT16, FLOAT32, USUAL, TrialSizes
-from potstill.training.stages import Lesson, total_steps, train
+from potstill.training.stages import Lesson, train
 from potstill.workbench import LABELS_ONLY, Workbench, model_path
 
 PEER_SEEDS = 1000  # between students that learn together: alike in weights, they would teach each other nothing
@@ -199,17 +199,15 @@ class School:
         """The precision that teachers run in (None: another in each stage), and the passes of all seeds."""
         taught = [lesson for lesson in lessons if lesson.objective is not LABELS_ONLY]
         runs_in = {lesson.teacher_precision or self.precision(lesson.train.precision).name for lesson in taught}
-        steps = [total_steps(lesson.train, len(self.bench.transfer)) for lesson in taught]
-        passes = self.recipe.evaluate.seeds * sum(taken / epoch for taken, epoch in steps)
+        assert self.caching is not None
+        passes = self.caching.passes([lesson.train for lesson in taught])
         return (runs_in.pop() if len(runs_in) == 1 else None), passes
 
     def keep(self, teacher: Stage, part: tuple[int, int]) -> None:
         """Have one part of what a teacher knows on disk, whether it pays or not."""
         assert self.caching is not None
         name = teacher.name.removeprefix("teachers/")
-        first = next(iter(self.recipe.chain), None)
-        stages = self.recipe.distill if first is None or first.distill is None else first.distill
-        lessons = [Lessons(stage.objective(), stage.train) for stage in stages]
+        lessons = [Lessons(stage.objective(), stage.train) for stage in self.recipe.taught_first]
         lessons, _ = self._with_teachers_precision(lessons, {name: teacher})
         runs_in, passes = self._reading(lessons)
         if runs_in is None:
