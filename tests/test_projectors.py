@@ -92,7 +92,7 @@ def test_an_orthogonal_map_stays_one(widths: tuple[int, int], steps: int) -> Non
 def test_a_projection_comes_back_from_a_checkpoint(tmp_path: Path, kind: str, widths: tuple[int, int]) -> None:
     # As checkpoints.py writes them: in a ModuleDict, a safetensors file, tensors that share memory once.
     saved = nn.ModuleDict({"hidden_0_to_1": moved(kind, *widths), "hidden_1_to_3": projector(kind, *widths)})
-    _save(saved, tmp_path / "projectors.safetensors")
+    _save(saved.state_dict(), tmp_path / "projectors.safetensors")
     torch.manual_seed(5)
     fresh = nn.ModuleDict({name: projector(kind, *widths) for name in saved})
     hidden = torch.randn(4, widths[0])
