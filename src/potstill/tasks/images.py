@@ -19,7 +19,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -35,6 +34,7 @@ from potstill.checks import problem
 from potstill.errors import DataError, ModelError
 from potstill.knowledge import inputs_for
 from potstill.tasks.base import Batch, Rows, quiet_transformers
+from potstill.tasks.pictures import as_rgb, decoded
 
 Size: TypeAlias = tuple[int, int]
 """Height and width."""
@@ -226,14 +226,6 @@ def _channels(values: Any, default: float) -> tuple[float, ...]:
     return tuple(listed * 3 if len(listed) == 1 else listed)
 
 
-def as_rgb(image: Image.Image | Tensor) -> Image.Image:
-    """An RGB picture of a Pillow image, or of a uint8 tensor [3,h,w], [1,h,w] or [h,w]."""
-    if isinstance(image, Tensor):
-        pixels = image if image.ndim == 3 else image.unsqueeze(0)
-        image = Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
 def _resized(picture: Image.Image, to: Size | int, resample: int) -> Image.Image:
     if isinstance(to, int):
         short, long = sorted(picture.size)
@@ -255,35 +247,6 @@ def _centre(pixels: Tensor, size: Size) -> Tensor:
 
 
 # ---- images of rows
-
-
-def image_bytes(stored: Mapping[str, Any]) -> bytes:
-    """The file of an image, as a row holds it: its bytes, or else the path where it lies.
-
-    Raises:
-        DataError: it is neither there nor at its path.
-    """
-    if stored.get("bytes") is not None:
-        return bytes(stored["bytes"])
-    try:
-        return Path(str(stored.get("path"))).read_bytes()
-    except OSError as error:
-        raise DataError(
-            problem("An image can't be read", given=str(error), do="Put it back, or remove its row")
-        ) from error
-
-
-def decoded(stored: Any) -> Image.Image:
-    """The picture of an image, as a row holds it; one that is decoded already is given back."""
-    if isinstance(stored, Image.Image):
-        return stored
-    try:
-        picture = Image.open(BytesIO(image_bytes(stored)))
-        picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        given = f"{stored.get('path') or 'bytes'}: {error}"
-        raise DataError(problem("An image can't be decoded", given=given, do="Repair or remove its row")) from error
-    return picture
 
 
 class ReadsImages:
