@@ -81,8 +81,8 @@ def read_label_maps(
         given = MapClasses(given.names, given.void, _palette_of_maps(dataset, column))
     if not given.names:
         given = _numbered(given, seen)
-        found = f"ids {given.ids[0]} to {given.ids[-1]} as found in the maps"
-        notes.append(f"{len(given.names)} classes, {found}; they have no names: set data.names")
+        shown = f"ids {given.ids[0]} to {given.ids[-1]} as found in the maps"
+        notes.append(f"{len(given.names)} classes, {shown}; they have no names: set data.names")
     problems = [one for split, found in seen.items() for one in map_problems(split, found, called[split], given)]
     if problems:
         raise DataError("\n".join(problems))
