@@ -151,7 +151,7 @@ def _misnamed(train: Dataset, role: str, name: str) -> list[str]:
 
 def _guess(train: Dataset, usual: Sequence[str], taken: Sequence[str]) -> str | None:
     """The column of images by its name, or the only one."""
-    fitting = [name for name in train.column_names if name not in taken and holds_images(train, name)]
+    fitting: list[str] = [name for name in train.column_names if name not in taken and holds_images(train, name)]
     for wanted in usual:
         for name in fitting:
             if name.casefold() == wanted:

@@ -138,11 +138,12 @@ def missing_splits(
     if not wanted:
         return dataset, []
     train = dataset["train"]
+    what = "texts" if columns is None or isinstance(columns, Sequence) else f"{columns.what.split()[-1]}s"
     cut = _cut(_keys(train, columns), wanted, seed)
     made = {name: train.select(sorted(rows)) for name, rows in cut.items()}
     notes = [
         f"{name}: {len(made[name])} of the {len(train)} rows of train, cut off by a fixed draw (seed {seed}); "
-        "equal texts stay together"
+        f"equal {what} stay together"
         for name in wanted
     ]
     return DatasetDict({**dataset, **made}), notes
