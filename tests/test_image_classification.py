@@ -68,7 +68,7 @@ def test_the_digest_sees_pixels_and_reader(recipe: dict[str, Any]) -> None:
 
 
 def test_costs_and_exports_of_convolutions_are_measured(recipe: dict[str, Any], tmp_path: Path) -> None:
-    model = tiny_image_model(tmp_path / "own", "mobilenet_v2")
+    model = tiny_image_model(tmp_path / "own", "resnet")
     changes = {"evaluate": {"cost": True}, "export": {"formats": ["onnx", "onnx-int8"]}}
     made = merged(recipe, {"student": {"from": "checkpoint", "model": model}, **changes})
     del made["student"]["layers"]
@@ -77,5 +77,5 @@ def test_costs_and_exports_of_convolutions_are_measured(recipe: dict[str, Any], 
     assert student["cost"]["macs_at"] == "1 x 3 x 32 x 48" and student["cost"]["throughput_per_s"] > 0
     assert student["cost"]["peak_memory_bytes"] > 0
     whole, int8 = results["exports"]
-    assert whole["max_logit_difference"] < 1e-3 and 0 < int8["max_logit_difference"] < 1
-    assert int8["bytes"] < whole["bytes"] and int8["peak_memory_bytes"] > 0
+    assert whole["max_logit_difference"] < 1e-3 < int8["max_logit_difference"] and int8["agreement"] is not None
+    assert int8["peak_memory_bytes"] > 0
