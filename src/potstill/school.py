@@ -36,7 +36,7 @@ from potstill.workbench import LABELS_ONLY, Workbench, model_path
 
 PEER_SEEDS = 1000  # between students that learn together: alike in weights, they would teach each other nothing
 BASELINES = ("baseline", "pretrained_baseline")
-LATER = {"embeddings": "dense"}  # keys of training settings that came later, with what they were before
+LATER = {"embeddings": "dense", "classifier": None}  # keys that came later, with what they were before
 _NOTHING = object()
 
 

@@ -202,6 +202,7 @@ class TermSection(BaseModel):
     pool: str | None = None
     teacher: str | None = None
     shift: bool = False
+    classifier: Literal["class", "distillation"] | None = None
 
     @field_validator("layers", mode="before")
     @classmethod

@@ -15,12 +15,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from potstill.checks import problem
+from potstill.checks import problem, unknown_name
 from potstill.errors import ModelError
 from potstill.knowledge.types import Layer
 from potstill.mappings import EMBEDDINGS
 
 ENCODER, DECODER, CROSS = "encoder", "decoder", "cross"
+WITH_TEACHER = "ForImageClassificationWithTeacher"  # the classes with a token that learns from a teacher: DeiT, LeViT
+#: Their classifiers, and where the logits of each come out.
+CLASSIFIERS = {"class": "cls_logits", "distillation": "distillation_logits"}
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ class ModelShape:
     layer_widths: tuple[int, ...] = ()  # empty: all as `width`
     layer_heads: tuple[int, ...] = ()  # empty: all as `heads`
     channels: tuple[int, ...] = ()  # of the feature maps, stage by stage; empty: there are none
+    classifiers: tuple[str, ...] = ()  # by name, where the logits are the mean of several; empty: there is one
 
     def width_at(self, layer: Layer) -> int:
         """The width of a layer's hidden states; of what enters layer 0 for `EMBEDDINGS`."""
@@ -158,6 +162,17 @@ def no_such_layer(name: str, layer: Layer, stacks: Mapping[str, int], layers: in
         cross = ", and ('cross', 0) for the cross-attention of a decoder layer" if DECODER in stacks else ""
         way = f"Name stack and number: {', '.join(repr((stack, 0)) for stack in stacks)}{cross}"
     return problem(f"{name} has no layer {layer!r}", given=f"{has} layers", do=way)
+
+
+def no_such_classifier(shape: ModelShape, name: str) -> str:
+    """The message that says which classifiers a model has."""
+    if shape.classifiers:
+        return unknown_name(f"classifier of {shape.family}", name, shape.classifiers)
+    return problem(
+        "A term names one of several classifiers of the student",
+        given=f"classifier: {name}, and {shape.family} with one",
+        do="Remove the key, or take a DeiT with a token for its teacher: architectures: [DeiT" + WITH_TEACHER + "]",
+    )
 
 
 def architecture(model: PreTrainedModel) -> Architecture:
@@ -284,6 +299,8 @@ def describe(model: PreTrainedModel) -> ModelShape:
     family = model.config.model_type
     vocabulary = getattr(config, "vocab_size", None)
     made: dict[str, Any] = {"family": family, "vocabulary": None if vocabulary is None else int(vocabulary)}
+    if type(model).__name__.endswith(WITH_TEACHER):
+        made["classifiers"] = tuple(CLASSIFIERS)
     row = ARCHITECTURES.get(family)
     if row is None:
         names = {"layers": "num_hidden_layers", "width": "hidden_size", "heads": "num_attention_heads"}
