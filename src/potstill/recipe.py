@@ -31,6 +31,7 @@ from potstill.terms import PEERS, TEACHER
 from potstill.training.combination import CONFIDENT, Combination
 from potstill.training.settings import TrainSettings
 
+OF_TEXTS = ("text_classification",)
 SCALARS = ("int", "float", "str", "constrained-int")
 
 
@@ -80,6 +81,13 @@ class Recipe(Section):
                 "initialise: pretrained is the model before it is trained here, and this teacher isn't: it is taken as "
                 "it is (no teacher.train). Leave out initialise"
             )
+        if any(one.initialise == "pretrained" for one in (self.student, *further)) and self.teacher.model is None:
+            raise ValueError("initialise: pretrained needs a pretrained model, and the teacher is one from a config")
+        if self.task in OF_TEXTS and isinstance(self.teacher.config, Mapping):
+            raise ValueError(
+                "A teacher of texts needs a tokenizer, and a config of its own has none: give teacher.config as the "
+                "path or hub id of a model whose architecture and tokenizer it takes"
+            )
         if any(one.vocabulary is not None for one in further):
             raise ValueError(
                 "'vocabulary' is written in 'student' alone: assistants and students that learn along have the same"
@@ -120,7 +128,8 @@ class Recipe(Section):
         if self.evaluate.baseline:
             found.append("baseline")
             student = self.student  # with other weights than the teacher's, its baseline is that cut already
-            cut_here = self.teacher.train and student.origin == "teacher" and student.initialise == "teacher"
+            pretrained = self.teacher.train and self.teacher.model is not None
+            cut_here = pretrained and student.origin == "teacher" and student.initialise == "teacher"
             if self.evaluate.pretrained_baseline and cut_here:
                 found.append("pretrained_baseline")
         return found

@@ -3,13 +3,13 @@
 Whatever can be wrong with the rows is found here; `preflight` looks at the models.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from potstill.checks import problem
 from potstill.data import load, prepare, samples
@@ -19,7 +19,7 @@ from potstill.errors import DataError, ModelError, RecipeError
 from potstill.objective import Objective
 from potstill.recipe import Recipe
 from potstill.sections import SourceSection
-from potstill.students import Vocabulary, cut_tokenizer, special_ids
+from potstill.students import Vocabulary, configuration, cut_tokenizer, kept_configuration, special_ids
 from potstill.tasks import TextClassification, load_tokenizer
 from potstill.tasks.base import LoadedModel, bars_on_a_terminal, quiet_transformers
 from potstill.terms import TEACHER
@@ -108,8 +108,16 @@ class Workbench:
         asked = any(term.knowledge in ("attention", "scores") for stage in stages for term in stage.terms)
         return "eager" if asked else None
 
-    def load(self, path: str | Path, *, as_shipped: bool = False) -> LoadedModel:
-        """A model of this task, with the padding id that decoders need to find the last token.
+    @property
+    def untrained_teacher(self) -> str | PreTrainedConfig:
+        """What the teacher is before it is trained here: a model, or a config of one."""
+        if self.recipe.teacher.config is None:
+            return self.teacher_path
+        return configuration(self.teacher_path, trust_remote_code=self.recipe.teacher.trust_remote_code)
+
+    def load(self, path: str | Path | PreTrainedConfig, *, as_shipped: bool = False) -> LoadedModel:
+        """A model of this task, with the padding id that decoders need to find the last token. Of a config, a random
+        one.
 
         `as_shipped` loads it as its users will: with its own attention, whatever the training needs.
         """
@@ -131,9 +139,19 @@ def model_path(name: str) -> str:
     return str(samples.fetch_model(name)) if samples.is_sample(name) else name
 
 
+def _teacher_path(recipe: Recipe) -> str:
+    """Where the teacher, or just its config, lies; one that the recipe describes is put into the cache."""
+    section = recipe.teacher
+    if isinstance(section.config, Mapping):
+        return str(kept_configuration(configuration(section.config), samples.cache_folder()))
+    named = section.model if section.config is None else section.config
+    assert named is not None
+    return model_path(named)
+
+
 def prepare_workbench(recipe: Recipe, say: Say) -> Workbench:
     """Read and encode the rows, and settle task, classes and tokenizers. Says what was guessed."""
-    path = model_path(recipe.teacher.model)
+    path = _teacher_path(recipe)
     tokenizer = load_tokenizer(path, trust_remote_code=recipe.teacher.trust_remote_code)
     texts, task = _labelled(recipe, path, say)
     if recipe.data.unlabelled is not None:

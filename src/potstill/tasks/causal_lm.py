@@ -23,7 +23,7 @@ from typing import Any, get_args
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.checks import problem, unknown_name
 from potstill.errors import ArgumentError, ModelError
@@ -73,7 +73,9 @@ class CausalLM:
         if self.packing not in get_args(Packing):
             raise ArgumentError(unknown_name("packing", self.packing, get_args(Packing)))
 
-    def load(self, path: str | Path, *, attention: str | None = None, trust_remote_code: bool = False) -> LoadedModel:
+    def load(
+        self, path: str | Path | PreTrainedConfig, *, attention: str | None = None, trust_remote_code: bool = False
+    ) -> LoadedModel:
         """Load a language model in float32."""
         return load_pretrained(self.auto_class, path, attention=attention, trust_remote_code=trust_remote_code)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill import losses
 from potstill.knowledge import TEACHERS
@@ -76,7 +76,9 @@ class TextClassification:
     auto_class = AutoModelForSequenceClassification
     of_tokens = False
 
-    def load(self, path: str | Path, *, attention: str | None = None, trust_remote_code: bool = False) -> LoadedModel:
+    def load(
+        self, path: str | Path | PreTrainedConfig, *, attention: str | None = None, trust_remote_code: bool = False
+    ) -> LoadedModel:
         """Load a model with this task's classes. A head that the checkpoint doesn't hold is new, and listed as such."""
         loaded = load_pretrained(
             self.auto_class,
