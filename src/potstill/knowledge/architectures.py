@@ -8,7 +8,7 @@ in the table of tests/tiny.py.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ class Features:
     blocks: str | None = None  # the list inside a member whose last entry gives the map; None: the member itself
     grid: str | None = None  # the convolution whose output has the grid of the tokens, {} is the stage; None: no tokens
     prefix: int = 0  # tokens before those of the patches
+    given: bool = False  # the maps are what this one module is given, the head of a model with a backbone
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Architecture:
     cross: str | None = None  # the cross-attention inside a layer of the decoder
     blocks: str | None = None  # the layers inside each entry of the list, where that is a list of stages
     features: Features | None = None
+    backbone: str | None = None  # a model of another family inside this one, which has the layers
 
 
 IN_ENCODER = Architecture("encoder.layer")
@@ -94,6 +96,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "marian": Architecture({ENCODER: "encoder.layers", DECODER: "decoder.layers"}, cross="encoder_attn"),
     "vit": Architecture("layers", features=Features("layers", grid=PATCHES, prefix=1)),
     "deit": Architecture("layers", features=Features("layers", grid=PATCHES, prefix=2)),
+    "beit": Architecture("layers", features=Features("layers", grid=PATCHES, prefix=1)),
     "dinov2": Architecture("encoder.layer", features=Features("encoder.layer", grid=PATCHES, prefix=1)),
     "swin": Architecture(
         "encoder.layers", blocks="blocks", features=Features("encoder.layers", blocks="blocks", grid=PATCHES)
@@ -109,6 +112,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "mobilenet_v2": Architecture(None, features=Features("layer", ends=(1, 4, 11, 15))),
     "resnet": Architecture(None, features=Features("encoder.stages")),
+    "convnext": Architecture(None, features=Features("encoder.stages")),
+    "upernet": Architecture(None, features=Features("decode_head", given=True), backbone="backbone"),
 }
 
 
@@ -190,6 +195,16 @@ def architecture(model: PreTrainedModel) -> Architecture:
     return ARCHITECTURES[family]
 
 
+def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The model that has the layers: the backbone inside one that is composed (UperNet), else the model itself."""
+    row = ARCHITECTURES.get(model.config.model_type)
+    if row is None or row.backbone is None:
+        return model
+    found = model.get_submodule(row.backbone)
+    assert isinstance(found, PreTrainedModel)
+    return found
+
+
 def layers_of(model: PreTrainedModel, stack: str | None = None) -> nn.ModuleList:
     """The list of layers of a model, bottom first.
 
@@ -200,6 +215,7 @@ def layers_of(model: PreTrainedModel, stack: str | None = None) -> nn.ModuleList
         ModelError: the family is unknown, has no one list of layers (its blocks stand in stages, or are no
             transformer's), or has several and `stack` names none.
     """
+    model = encoder_of(model)
     row, name = architecture(model), type(model).__name__
     if row.layers is None or row.blocks is not None:
         given = "its layers stand in stages of different widths" if row.blocks else "it is a convolutional network"
@@ -218,6 +234,7 @@ def layers_of(model: PreTrainedModel, stack: str | None = None) -> nn.ModuleList
 
 def layer_modules(model: PreTrainedModel) -> dict[Layer, nn.Module]:
     """The layers of a model by their names, bottom first; empty where there are no layers of tokens."""
+    model = encoder_of(model)
     row = architecture(model)
     if row.layers is None:
         return {}
@@ -239,10 +256,13 @@ def cross_attentions(model: PreTrainedModel) -> dict[Layer, nn.Module]:
 
 
 def stage_modules(model: PreTrainedModel) -> list[nn.Module]:
-    """The modules that give a model's feature maps, stage by stage; empty where there are none."""
+    """The modules that give a model's feature maps, stage by stage, or the one that is given all; empty where there are
+    none."""
     features = architecture(model).features
     if features is None:
         return []
+    if features.given:
+        return [model.get_submodule(features.stages)]
     members = list(_list_at(model, features.stages))
     if features.ends is not None:
         members = [members[number] for number in features.ends]
@@ -295,13 +315,17 @@ def longest_input(model: PreTrainedModel) -> int | None:
 
 def describe(model: PreTrainedModel) -> ModelShape:
     """The sizes of a model, from its config and its lists of layers; unknown families are described too."""
+    encoder, family = encoder_of(model), model.config.model_type
+    if encoder is not model:
+        channels: Any = encoder.channels
+        return replace(describe(encoder), family=family, channels=tuple(map(int, channels)))
     config = model.config.get_text_config()
-    family = model.config.model_type
-    vocabulary = getattr(config, "vocab_size", None)
+    row = ARCHITECTURES.get(family)
+    of_images = row is not None and row.features is not None  # BEiT's vocabulary is that of its pre-training
+    vocabulary = None if of_images else getattr(config, "vocab_size", None)
     made: dict[str, Any] = {"family": family, "vocabulary": None if vocabulary is None else int(vocabulary)}
     if type(model).__name__.endswith(WITH_TEACHER):
         made["classifiers"] = tuple(CLASSIFIERS)
-    row = ARCHITECTURES.get(family)
     if row is None:
         names = {"layers": "num_hidden_layers", "width": "hidden_size", "heads": "num_attention_heads"}
         made |= {ours: int(getattr(config, theirs, 0)) for ours, theirs in names.items()}

@@ -3,7 +3,8 @@
 - SegFormer and PVTv2: after the stage's norm. Swin: before patches are merged. ResNet: the stage's output.
 - MobileNetV2: the last block of each resolution, so that stage s is at 1/4, 1/8, 1/16, 1/32 of the image as in ResNet,
   Swin, SegFormer and PVTv2, and stages of different families meet number by number.
-- ViT, DeiT, DINOv2: the patches of each layer's output, without the tokens before them; stage = layer.
+- ConvNeXt: the stage's output. UperNet: what its head is given, whatever the backbone, after the norms between them.
+- ViT, DeiT, BEiT, DINOv2: the patches of each layer's output, without the tokens before them; stage = layer.
 
 Tokens come back as maps by the grid that the patch convolution gave, so images need not be square.
 """
@@ -24,6 +25,9 @@ from potstill.knowledge.recorder import Recorder
 
 def tap_features(model: PreTrainedModel, features: Features, recorder: Recorder, stack: ExitStack) -> None:
     """Hook each stage of which features are asked, and the convolution that gives its grid."""
+    if features.given:
+        stack.callback(stage_modules(model)[0].register_forward_pre_hook(given(recorder)).remove)
+        return
     grids: dict[int, tuple[int, int]] = {}
 
     def laid_out(stage: int) -> Callable[..., None]:
@@ -48,6 +52,16 @@ def tap_features(model: PreTrainedModel, features: Features, recorder: Recorder,
             convolution = model.base_model.get_submodule(features.grid.format(stage))
             stack.callback(convolution.register_forward_hook(laid_out(stage)).remove)
         stack.callback(module.register_forward_hook(after(stage)).remove)
+
+
+def given(recorder: Recorder) -> Callable[..., None]:
+    """A hook that keeps the maps that a segmentation head is given, stage by stage."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        for stage, value in enumerate(args[0]):
+            recorder.keep("features", stage, value)
+
+    return hook
 
 
 def as_map(tokens: Float[Tensor, "B N C"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
