@@ -237,17 +237,18 @@ class Caching:
 
     @property
     def prefix(self) -> str:
-        """Of the columns that the teachers read, where their tokenizer isn't the student's."""
-        return TEACHERS if self.bench.teacher_tokenizer is not None else ""
+        """Of the columns that the teachers read, where their reader isn't the student's."""
+        return TEACHERS if self.bench.teacher_reader is not None else ""
 
     def identity(self, teacher: PreTrainedModel, needs: Needs, runs_in: str) -> Identity:
         """What a cache of a teacher's knowledge is the knowledge of."""
-        reads = self.bench.teacher_tokenizer or self.bench.tokenizer
+        reads, section = self.bench.for_teacher, self.bench.recipe.data
+        cut = reads.task.limit(reads.reader, section.max_length) is not None
         return Identity(
             teacher_digest(teacher),
-            tokenizer_digest(reads),
+            reads.task.digest(reads.reader) or tokenizer_digest(reads.reader),
             needs,
-            self.bench.recipe.data.max_length,
+            section.max_length if cut else None,
             runs_in,
             Storage(self.section.precision),
         )

@@ -32,6 +32,8 @@ from potstill.training.combination import CONFIDENT, Combination
 from potstill.training.settings import TrainSettings
 
 OF_TEXTS = ("text_classification",)
+TEXT_KEYS = ("data.columns.text", "data.columns.text_pair", "data.max_length", "student.vocabulary")
+IMAGE_KEYS = ("data.columns.image", "data.image_size")
 SCALARS = ("int", "float", "str", "constrained-int")
 
 
@@ -39,7 +41,7 @@ class Recipe(Section):
     """A whole recipe. `load_recipe` makes one from a file, a name or a mapping."""
 
     name: str = "recipe"
-    task: Literal["text_classification"]
+    task: Literal["text_classification", "image_classification"]
     seed: int = 0
     data: DataSection
     teacher: TeacherSection
@@ -69,6 +71,14 @@ class Recipe(Section):
             raise ValueError("Rows without labels have no column that routes them to a teacher; set route: confident")
         if (self.assistants or self.generations > 1) and self.teacher.others:
             raise ValueError("A chain of assistants or generations starts from one teacher; leave out teacher.others")
+        return self
+
+    @model_validator(mode="after")
+    def _fitting_rows(self) -> Self:
+        of_others = IMAGE_KEYS if self.task in OF_TEXTS else TEXT_KEYS
+        wrong = [key for key in of_others if _differs(self, key.split("."))]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} mean nothing for {self.task}. Leave them out")
         return self
 
     @model_validator(mode="after")
@@ -141,6 +151,14 @@ class Recipe(Section):
     def as_yaml(self) -> str:
         """The recipe as resolved, in YAML."""
         return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+
+
+def _differs(section: BaseModel, path: Sequence[str]) -> bool:
+    """Whether the value at a path of keys is another than where nothing is written."""
+    value = getattr(section, path[0])
+    if len(path) > 1:
+        return _differs(value, path[1:])
+    return bool(value != type(section).model_fields[path[0]].default)
 
 
 def packaged_recipes() -> dict[str, Path]:

@@ -116,7 +116,6 @@ def _size(recipe: Any) -> str:
 
 
 def _data(bench: Workbench) -> dict[str, Any]:
-    lengths = np.concatenate([np.asarray(bench.rows[split]["length"]) for split in ("train", bench.evaluated_on)])
     data = bench.recipe.data
     return {
         "name": data.name or ", ".join(str(path) for path in (data.files or {}).values()),
@@ -125,21 +124,23 @@ def _data(bench: Workbench) -> dict[str, Any]:
         "splits": {split: len(rows) for split, rows in bench.rows.items()},
         "evaluated_on": bench.evaluated_on,
         "classes": list(bench.task.names) if bench.task.problem != "regression" else [],
-        "max_length": data.max_length,
-        "tokens": {**prepare.token_statistics(lengths), "max": int(lengths.max())},
+        **_sizes(bench),
     }
+
+
+def _sizes(bench: Workbench) -> dict[str, Any]:
+    """How large the rows are as models read them: their tokens, or the height and width of images."""
+    asked = bench.recipe.data.max_length
+    if bench.task.limit(bench.reader, asked) is None:
+        return {"image_size": list(bench.reader.size)}
+    lengths = np.concatenate([np.asarray(bench.rows[split]["length"]) for split in ("train", bench.evaluated_on)])
+    return {"max_length": asked, "tokens": {**prepare.token_statistics(lengths), "max": int(lengths.max())}}
 
 
 def _examples(bench: Workbench, by_key: Mapping[str, Contender], truth: Truth) -> dict[str, Any] | None:
     """Where teacher and the shipped student disagree."""
-    rows = bench.texts[truth.split]
-    texts = (
-        list(zip(rows["text"], rows["text_pair"], strict=True))
-        if "text_pair" in rows.column_names
-        else list(rows["text"])
-    )
     return fidelity.disagreements(
-        texts,
+        bench.task.shown(bench.raw[truth.split]),
         truth.labels[truth.split],
         by_key["student"].on(truth.split)[truth.shipped],
         by_key["teacher"].on(truth.split)[0],

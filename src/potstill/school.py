@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from potstill import ranks
 from potstill.caching import Caching
 from potstill.checks import problem
 from potstill.errors import CacheError
-from potstill.evaluation.predict import fastest_device, predict_logits
+from potstill.evaluation.predict import OUTPUTS, fastest_device
 from potstill.evaluation.reduced import reduced_fidelity
 from potstill.evaluation.results import TRAIN, VALIDATION
 from potstill.knowledge import describe
@@ -49,7 +49,7 @@ class Lessons:
     train: TrainSettings
     freeze: Sequence[int | str] = ()
     mutual: Sequence[StudentSection] = ()
-    teacher_tokenizer: PreTrainedTokenizerBase | None = None  # where its teachers have another than it has
+    teacher_reader: Any = None  # where its teachers have another than it has
     teacher_precision: str | None = None  # None: as the model trains
 
 
@@ -108,7 +108,7 @@ class School:
             set_seed(seed + NEW_TEACHER_SEED * new)  # for the new head, or for all weights
             loaded = bench.load(bench.untrained_teacher if name == TEACHER else path).model
             value = self._train(loaded, [Lessons(LABELS_ONLY, settings)], folder, seed, {}, place)
-            ranks.on_main(lambda: save_model(loaded, bench.tokenizer, self.path / place))
+            ranks.on_main(lambda: save_model(loaded, bench.reader, self.path / place))
             return {"path": place, **value}
 
         leaves: list[str] = [place] if settings is not None else []
@@ -138,10 +138,10 @@ class School:
         section = self.recipe.student if assistant is None else assistant.student
         distill = self.recipe.distill if assistant is None or assistant.distill is None else assistant.distill
         taught = role not in BASELINES
-        reads = self.bench.teacher_tokenizer if teacher in learns_from.values() else None  # assistants read as we do
+        reads = self.bench.teacher_reader if teacher in learns_from.values() else None  # assistants read as we do
         lessons = [Lessons(stage.objective(), stage.train, stage.freeze, stage.mutual, reads) for stage in distill]
         if self.recipe.refine is not None:
-            lessons.append(Lessons(LABELS_ONLY, self.recipe.refine.train, teacher_tokenizer=reads))
+            lessons.append(Lessons(LABELS_ONLY, self.recipe.refine.train, teacher_reader=reads))
         if not taught:
             lessons = [Lessons(LABELS_ONLY, lesson.train) for lesson in lessons]
         made_from = {
@@ -178,7 +178,7 @@ class School:
             if self.recipe.evaluate.seeds > 1:
                 title = f"{title}, seed {seed}"
             value = self._train(model, lessons, folder, seed, teachers, title, source)
-            ranks.on_main(lambda: save_model(model, self.bench.tokenizer, self.path / place))
+            ranks.on_main(lambda: save_model(model, self.bench.reader, self.path / place))
             kept = self.caching.records if taught and self.caching is not None else {}
             return {"path": place, **value, **({"cache": kept} if kept else {})}
 
@@ -243,7 +243,7 @@ class School:
                 along = self._along(one.mutual, along, source, seed)
             lesson = Lesson(
                 bench.task,
-                bench.tokenizer,
+                bench.reader,
                 rows,
                 one.objective,
                 teachers,
@@ -253,7 +253,7 @@ class School:
                 peers=[peer for _, peer in along],
                 combination=self.recipe.combination if len(teachers) > 1 else None,
                 freeze=one.freeze,
-                teacher_tokenizer=one.teacher_tokenizer if teachers else None,
+                teacher_reader=one.teacher_reader if teachers else None,
                 teacher_precision=one.teacher_precision,
             )
             with self.progress.stage(title if len(lessons) == 1 else f"{title}: {name}") as step:
@@ -343,7 +343,7 @@ class School:
 
 
 def _validation_scores(bench: Workbench, student: PreTrainedModel, bfloat16: bool) -> dict[str, float]:
-    logits = predict_logits(student, bench.rows[VALIDATION], bench.collate, bfloat16=bfloat16)
+    logits = OUTPUTS[bench.task.problem].predict(student, bench.rows[VALIDATION], bench.collate, bfloat16=bfloat16)
     return scores(bench.task.problem, logits, bench.labels(VALIDATION))
 
 

@@ -52,17 +52,23 @@ class ColumnsSection(Section):
 
     text: str | None = None
     text_pair: str | None = None
+    image: str | None = None
     label: str | list[str] | None = None
 
 
 class DataSection(SourceSection):
-    """The labelled rows, and rows without labels for the teacher to label."""
+    """The labelled rows, and rows without labels for the teacher to label.
+
+    Texts are cut to `max_length` tokens. Images are read as each model's image processor has it, unless `image_size`
+    says to which size (one number for a square, or height and width) all of them are resized.
+    """
 
     columns: ColumnsSection = ColumnsSection()
     problem: Literal["single_label", "multi_label", "regression"] | None = None
     names: list[str] | None = None
     unlabelled: SourceSection | None = None
     max_length: Annotated[int, Ge(2)] = 128
+    image_size: Annotated[int, Ge(1)] | tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]] | None = None
     limit: Annotated[int, Ge(1)] | None = None
     validation: Share = 0.1
     test: Share = 0.1
@@ -89,7 +95,7 @@ Config = Annotated[dict[str, Any] | str, AfterValidator(_buildable)]
 
 
 class FurtherTeacherSection(Section):
-    """One more teacher. Its tokenizer is the first one's."""
+    """One more teacher. Its tokenizer (or image processor) is the first one's."""
 
     name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
     model: str

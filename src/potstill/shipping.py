@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from potstill import export
 from potstill.checks import unknown_name
@@ -20,10 +20,10 @@ from potstill.evaluation.peak_memory import classifier_workload, peak_memory
 from potstill.evaluation.predict import Logits
 from potstill.knowledge import TEACHERS, inputs_for, own_columns
 from potstill.metrics import scores
-from potstill.prediction import load_classifier, token_limit
+from potstill.prediction import load_classifier
 from potstill.progress import Step
 from potstill.runs import replace_folder
-from potstill.tasks.base import quiet_transformers
+from potstill.tasks.base import Reader, quiet_transformers
 from potstill.terms import TEACHER
 from potstill.workbench import Workbench
 
@@ -32,13 +32,13 @@ TOLERANCE = 1e-3  # of the float32 file's logits; what float32 leaves is a hundr
 PACKAGES = ("potstill", "torch", "transformers", "accelerate", "datasets", "onnx", "onnxruntime")
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place: Path) -> None:
+def save_model(model: PreTrainedModel, reader: Reader, place: Path) -> None:
     """A plain transformers folder, written beside and put in place as a whole."""
     beside = place.with_name(f".{place.name}.new")
     beside.parent.mkdir(parents=True, exist_ok=True)
     with quiet_transformers():
         model.save_pretrained(beside)
-    tokenizer.save_pretrained(beside)
+    reader.save_pretrained(beside)
     replace_folder(beside, place)
 
 
@@ -46,7 +46,7 @@ def export_student(
     bench: Workbench, student: Path, logits: Logits, folder: Path, formats: Sequence[str], step: Step
 ) -> list[dict[str, Any]]:
     """Write each format, run it over the evaluated rows, and compare it with the student's logits."""
-    files = _write_files(bench.load(student).model, bench.tokenizer, folder, formats)
+    files = _write_files(bench.load(student).model, bench.reader, folder, formats)
     split = bench.evaluated_on
     order = np.argsort(-np.asarray(bench.rows[split]["length"]), kind="stable")
     found = []
@@ -71,20 +71,14 @@ def export_student(
 
 
 def export_folder(model: Path, folder: Path, formats: Sequence[str]) -> list[dict[str, Any]]:
-    """Write a classifier's folder as each format, and compare the files with it on made-up rows of several lengths."""
+    """Write a classifier's folder as each format, and compare the files with it on made-up rows of several sizes."""
     unknown = [name for name in formats if name not in FILES]
     if unknown:
         raise ExportError(unknown_name("format", unknown[0], FILES))
-    task, loaded, tokenizer = load_classifier(model)
+    task, loaded, reader = load_classifier(model)
     folder.mkdir(parents=True, exist_ok=True)
-    files = _write_files(loaded, tokenizer, folder, formats)
-    random = torch.Generator().manual_seed(0)
-    words, most = loaded.config.vocab_size, token_limit(loaded, tokenizer)
-    lengths = [min(length, most) for length in (5, 9, 17, 33)]
-    ids = [torch.randint(words // 2, words, (4, length), generator=random) for length in lengths]
-    batches = [
-        {"input_ids": i, "attention_mask": torch.ones_like(i), "token_type_ids": torch.zeros_like(i)} for i in ids
-    ]
+    files = _write_files(loaded, reader, folder, formats)
+    batches = task.made_up(reader, loaded)
     with torch.inference_mode():
         logits = torch.cat([loaded(**inputs_for(loaded, batch)).logits for batch in batches]).numpy()
     found = []
@@ -98,11 +92,9 @@ def export_folder(model: Path, folder: Path, formats: Sequence[str]) -> list[dic
     return found
 
 
-def _write_files(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, formats: Sequence[str]
-) -> dict[str, Path]:
+def _write_files(model: PreTrainedModel, reader: Any, folder: Path, formats: Sequence[str]) -> dict[str, Path]:
     """The float32 file, which the others are made from, and those others that are asked for."""
-    files = {"onnx": export.export_onnx(model, tokenizer, folder / FILES["onnx"][1])}
+    files = {"onnx": export.export_onnx(model, reader, folder / FILES["onnx"][1])}
     if "onnx-int8" in formats:
         files["onnx-int8"] = export.quantize_onnx(files["onnx"], folder / FILES["onnx-int8"][1])
     return files

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Value, load_dataset, load_from_disk
 
 from potstill.checks import problem, unknown_name
-from potstill.data.columns import LABELS, TextColumns, guess_columns, normalised_text
+from potstill.data.columns import LABELS, Columns, guess_columns, text_keys
 from potstill.data.formats import READERS, read_table
 from potstill.data.samples import is_sample, load_sample_data
 from potstill.errors import DataError
@@ -107,7 +107,7 @@ def missing_splits(
     validation: float = 0.1,
     test: float = 0.1,
     seed: int = 0,
-    columns: TextColumns | Sequence[str] | None = None,
+    columns: Columns | Sequence[str] | None = None,
 ) -> tuple[DatasetDict, list[str]]:
     """Cut validation and test, where they are missing, from train.
 
@@ -168,13 +168,13 @@ def _cut(keys: Sequence[str], shares: Mapping[str, float], seed: int) -> dict[st
     return cut
 
 
-def overlap(dataset: DatasetDict, columns: TextColumns | Sequence[str]) -> dict[tuple[str, str], int]:
+def overlap(dataset: DatasetDict, columns: Columns | Sequence[str]) -> dict[tuple[str, str], int]:
     """(split, other split) -> how many rows of the other one have a text that stands in the first too.
 
     Only pairs with such rows are listed, an evaluated split second. Case and white space don't count; both texts of a
     pair must be equal.
     """
-    names = columns.texts if isinstance(columns, TextColumns) else columns
+    names = columns if isinstance(columns, Sequence) else columns.inputs
     # Transfer text may lack the second text of a pair: nothing there to compare.
     whole = {name: rows for name, rows in dataset.items() if set(names) <= set(rows.column_names)}
     keys = {name: _keys(whole[name], columns) for name in sorted(whole, key=("validation", "test").count)}
@@ -183,17 +183,18 @@ def overlap(dataset: DatasetDict, columns: TextColumns | Sequence[str]) -> dict[
     return {pair: count for pair, count in counts.items() if count}
 
 
-def overlap_warnings(dataset: DatasetDict, columns: TextColumns | Sequence[str]) -> list[str]:
+def overlap_warnings(dataset: DatasetDict, columns: Columns | Sequence[str]) -> list[str]:
     """`overlap` in words, for the splits that are evaluated: numbers on texts seen in training flatter a model."""
+    what = "a text" if isinstance(columns, Sequence) else columns.what
     return [
-        f"{count} of the {len(dataset[evaluated])} rows of {evaluated} have a text that stands in {other} too: "
+        f"{count} of the {len(dataset[evaluated])} rows of {evaluated} have {what} that stands in {other} too: "
         f"the numbers on {evaluated} may look better than they are"
         for (other, evaluated), count in overlap(dataset, columns).items()
         if evaluated in ("validation", "test")
     ]
 
 
-def _keys(rows: Dataset, columns: TextColumns | Sequence[str] | None) -> list[str]:
+def _keys(rows: Dataset, columns: Columns | Sequence[str] | None) -> list[str]:
     if columns is None:
         try:
             columns = guess_columns(rows, labelled=False)[0]
@@ -201,12 +202,11 @@ def _keys(rows: Dataset, columns: TextColumns | Sequence[str] | None) -> list[st
             columns = [
                 name for name, kind in rows.features.items() if isinstance(kind, Value) and kind.dtype == "string"
             ]
-    names = list(columns.texts) if isinstance(columns, TextColumns) else list(columns)
-    if not names:
+    if not isinstance(columns, Sequence):
+        return columns.keys(rows)
+    if not columns:
         raise DataError(problem("There is no text column to tell rows apart by", given=", ".join(rows.column_names)))
-    table = rows.select_columns(names).with_format("arrow")[:]
-    texts = [table.column(name).to_pylist() for name in names]
-    return ["\0".join(normalised_text(str(text)) for text in row) for row in zip(*texts, strict=True)]
+    return text_keys(rows, columns)
 
 
 def _refuse(source: Source, names: Sequence[str], what: str) -> None:

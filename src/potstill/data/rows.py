@@ -9,27 +9,21 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, co
 from datasets import Sequence as SequenceFeature
 
 from potstill.checks import problem
-from potstill.data.columns import TextColumns, normalised_text
+from potstill.data.columns import Columns, TextColumns, normalised_text
 from potstill.errors import DataError
 
 IGNORED = -100
 ROUTE = "teacher"
 
 
-def standard_columns(dataset: DatasetDict, columns: TextColumns) -> dict[str, Dataset]:
-    """Each split with the columns ``text``, ``text_pair`` (if there is one), ``labels`` and ``teacher`` (where rows are
-    routed), and no others."""
+def standard_columns(dataset: DatasetDict, columns: Columns) -> dict[str, Dataset]:
+    """Each split with what a model is given, ``labels``, and ``teacher`` (where rows are routed), and no others."""
     return {split: _standard(rows, columns) for split, rows in dataset.items()}
 
 
-def _standard(rows: Dataset, columns: TextColumns) -> Dataset:
-    wanted = {columns.text: "text", "labels": "labels"}
-    if columns.text_pair is not None:
-        wanted[columns.text_pair] = "text_pair"
-    if ROUTE in rows.column_names and isinstance(rows.features[ROUTE], ClassLabel):
-        wanted[ROUTE] = ROUTE
-    rows = rows.select_columns(list(wanted))
-    return rows.rename_columns({old: new for old, new in wanted.items() if old != new})
+def _standard(rows: Dataset, columns: Columns) -> Dataset:
+    is_routed = ROUTE in rows.column_names and isinstance(rows.features[ROUTE], ClassLabel)
+    return columns.standard(rows, ["labels", *([ROUTE] if is_routed else [])])
 
 
 def routed(dataset: DatasetDict, column: str, names: Sequence[str]) -> DatasetDict:

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,14 +14,13 @@ import torch
 import transformers
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from potstill.checks import problem
 from potstill.errors import ModelError
 from potstill.objective import Defaults
 
 Batch = dict[str, Tensor]
-ROWS_OF_A_PROCESS = 5000  # fewer aren't worth starting one
 Rows: TypeAlias = Dataset
 """Encoded rows: what `Task.encode` gives, with random access."""
 
@@ -35,12 +33,26 @@ class LoadedModel:
     new_parameters: tuple[str, ...]
 
 
+class Reader(Protocol):
+    """What turns rows into a model's inputs, and is saved beside it: a tokenizer of texts, an `ImageReader` of images.
+
+    Only the task that loaded it looks inside.
+    """
+
+    def save_pretrained(self, save_directory: Any, /) -> Any:
+        """Write it into a model's folder."""
+
+
 class Task(Protocol):
-    """The one form of a task. What the pipeline, the trainer and the evaluation ask of it stands here."""
+    """The one form of a task. What the pipeline, the trainer and the evaluation ask of it stands here.
+
+    How rows are read is one half of it, shared by all tasks over texts (`ReadsTokens`) or over images (`ReadsImages`);
+    what labels and outputs mean is the other.
+    """
 
     @property
     def problem(self) -> str:
-        """What the labels are: single_label, multi_label or regression."""
+        """What the labels are: single_label, multi_label or regression. Metrics and predictions go by it."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -50,19 +62,66 @@ class Task(Protocol):
     def of_tokens(self) -> bool:
         """Whether there is an output for every token, over the vocabulary, and not one for the whole row."""
 
+    @property
+    def auto_class(self) -> Any:
+        """The class of transformers that loads models of this task."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of encoded rows that a model's input is made of."""
+
+    @property
+    def reader_columns(self) -> tuple[str, ...]:
+        """Those of them that a reader made when rows were encoded, so that another reader makes other ones."""
+
     def load(
-        self, path: str | Path | PreTrainedConfig, *, attention: str | None = None, trust_remote_code: bool = False
+        self,
+        path: str | Path | PreTrainedConfig,
+        *,
+        attention: str | None = None,
+        trust_remote_code: bool = False,
+        reader: Any = None,
     ) -> LoadedModel:
-        """Load a model of this task in float32, with this task's number and names of classes; a config gives one with
-        random weights."""
+        """Load a model of this task in float32, with this task's number and names of classes, set up for a reader.
 
-    def encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Dataset:
-        """Rows as token ids; keeps ``labels``, adds ``length``."""
+        A config in place of a path gives a model with random weights.
+        """
 
-    def collator(
-        self, tokenizer: PreTrainedTokenizerBase, teachers: PreTrainedTokenizerBase | None = None
-    ) -> Callable[[Sequence[Mapping[str, Any]]], Batch]:
-        """A function that pads encoded rows to a batch; with the teachers' tokenizer, the columns ``teacher_*`` too."""
+    def load_reader(self, path: str | Path, *, trust_remote_code: bool = False, size: Any = None) -> Any:
+        """The reader that lies beside a model; `size` is that of images, where a recipe asks for another."""
+
+    def same(self, reader: Any, other: Any) -> bool:
+        """Whether two readers read every row alike."""
+
+    def require_same(self, reader: Any, other: Any, whose: str, kind: str) -> None:
+        """Raise `ModelError` where `reader` reads rows otherwise than `other`, the one that they are read with.
+
+        `whose` and `kind` say in the message whose reader it is, and whose the other.
+        """
+
+    def shown(self, rows: Dataset) -> list[Any]:
+        """What stands for each row in a report: its text, its two texts, or the name of its image."""
+
+    def limit(self, reader: Any, asked: int, model: PreTrainedModel | None = None) -> int | None:
+        """To how many tokens rows are cut, where `asked` are wanted, for a model if it is given; None: nothing is."""
+
+    def encode(self, rows: Dataset, reader: Any, *, max_length: int) -> Dataset:
+        """Rows as the collator takes them, one for one; keeps ``labels``, adds ``length``, the work that a row is."""
+
+    def made_up(self, reader: Any, model: PreTrainedModel) -> list[Batch]:
+        """Batches of made-up rows of several sizes, that a model can be tried on; always the same."""
+
+    def digest(self, reader: Any) -> str:
+        """What decides a model's input beside the encoded rows; empty where they hold all of it."""
+
+    def collator(self, reader: Any, teachers: Any = None) -> Callable[[Sequence[Mapping[str, Any]]], Batch]:
+        """A function that makes a batch of encoded rows; with the teachers' reader, the columns ``teacher_*`` too."""
+
+    def check_rows(self, name: str, model: PreTrainedModel, reader: Any, rows: Mapping[str, Rows]) -> None:
+        """Raise `ModelError` where a model can't take what the rows become; `name` is what it is called."""
+
+    def unaligned(self, rows: Rows, reader: Any, teachers: Any) -> str | None:
+        """The first row whose positions mean something else to the teachers, in words; None where all are the same."""
 
     def targets(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         """The labels of a batch, with harmless values where a row has none."""
@@ -70,7 +129,8 @@ class Task(Protocol):
     def masks(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``labels``, ``outputs`` and ``tokens``: the positions that each kind of term is a mean over.
 
-        Where outputs are of tokens, also ``rows``, for terms that compare whole rows.
+        Where outputs are more than one a row, also ``rows``, for terms that compare whole rows. Images have no
+        ``tokens``: nothing in them is padding, and each counts as the mean of its places.
         """
 
     def defaults(self) -> Defaults:
@@ -172,31 +232,3 @@ def _random(
         ) from error
     model.eval()  # type: ignore[no-untyped-call]
     return model
-
-
-def processes(tokenizer: PreTrainedTokenizerBase, rows: int) -> int | None:
-    """In how many processes to encode; None for this one alone, as a fast tokenizer has threads of its own."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    several = min(cores, rows // ROWS_OF_A_PROCESS)
-    return None if tokenizer.is_fast or several < 2 else several
-
-
-def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, with a padding token (the end-of-text token where it has none of its own)."""
-    try:
-        with quiet_transformers():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                path, trust_remote_code=trust_remote_code
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            problem(
-                f"No tokenizer can be loaded from '{path}'",
-                given=str(error).strip().splitlines()[0],
-                do="Put the tokenizer's files into the model's folder, as save_pretrained writes them; for a hub id, "
-                "check the name and the network, or give the folder of a model that was downloaded before",
-            )
-        ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer

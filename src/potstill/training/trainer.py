@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
@@ -56,7 +56,7 @@ class DistillationTrainer(Trainer):
         student: the model to train; trained in place, and a plain model all along.
         objective: the terms.
         task: the task of both models.
-        tokenizer: pads the batches.
+        reader: what makes batches of the rows: a tokenizer, or an `ImageReader`.
         train_dataset: rows as `task.encode` gives them.
         teacher: the model to learn from, or several by name; None where only labels teach. A `CachedTeacher` takes the
             place of any: it is looked up by what the rows hold.
@@ -64,7 +64,7 @@ class DistillationTrainer(Trainer):
         teacher_dtype: the precision that the teachers run in.
         peers: further students that learn along (mutual learning), trained in place too.
         combination: how several teachers are combined.
-        teacher_tokenizer: pads the columns ``teacher_*``, where the teachers have another tokenizer than the student.
+        teacher_reader: makes the columns ``teacher_*``, where the teachers have another reader than the student.
         evaluator: called with the student at each evaluation; gives metrics by name. None evaluates nothing.
         patience: stop after so many evaluations without a better `args.metric_for_best_model`.
         group_by_length: put rows of like length into one batch.
@@ -82,7 +82,7 @@ class DistillationTrainer(Trainer):
         student: PreTrainedModel,
         objective: Objective,
         task: Task,
-        tokenizer: PreTrainedTokenizerBase,
+        reader: Any,
         train_dataset: Rows,
         *,
         teacher: Teacher | Mapping[str, Teacher] | None = None,
@@ -90,7 +90,7 @@ class DistillationTrainer(Trainer):
         teacher_dtype: torch.dtype | None = None,
         peers: Sequence[PreTrainedModel] = (),
         combination: Combination | None = None,
-        teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+        teacher_reader: Any = None,
         evaluator: Evaluator | None = None,
         patience: int | None = None,
         group_by_length: bool = True,
@@ -113,18 +113,18 @@ class DistillationTrainer(Trainer):
             peers=peers,
             combination=combination,
             rows=len(train_dataset),
-            own_columns=teacher_tokenizer is not None,
+            own_columns=teacher_reader is not None,
         )
         if task.of_tokens:
-            require_known(tokenizer, self.distiller.vocabulary)
-        if teacher_tokenizer is not None:
-            require_aligned(self.distiller.objective, train_dataset, tokenizer, teacher_tokenizer)
+            require_known(reader, self.distiller.vocabulary)
+        if teacher_reader is not None:
+            require_aligned(self.distiller.objective, task, train_dataset, reader, teacher_reader)
         lookups = [
             one.lookup(name, train_dataset, self.distiller.asked[name], self.distiller.prefix)
             for name, one in by_name(teacher).items()
             if isinstance(one, CachedTeacher) and name in self.distiller.asked
         ]
-        collate = task.collator(tokenizer, teacher_tokenizer)
+        collate = task.collator(reader, teacher_reader)
         if lookups:
             collate = CachedCollator(collate, lookups, ROW)
         if self.distiller.objective.needs_rows or lookups:

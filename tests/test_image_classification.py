@@ -1,0 +1,67 @@
+"""Image classification from data to report: one seam for texts and images."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_images import NAMES, tiny_image_model, tiny_image_recipe
+from tiny_runs import Told, merged
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from potstill.pipeline import run
+from potstill.recipe import load_recipe
+from potstill.tasks import ImageClassification
+from potstill.workbench import Workbench, prepare_workbench
+
+
+def bench_of(recipe: dict[str, Any]) -> Workbench:
+    return prepare_workbench(load_recipe(recipe), Told().say)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return tiny_image_recipe(tmp_path_factory.mktemp("images"))
+
+
+def test_a_batch_holds_what_the_student_reads(recipe: dict[str, Any]) -> None:
+    bench = bench_of(recipe)
+    assert isinstance(bench.task, ImageClassification) and bench.task.names == NAMES
+    batch = bench.collate(bench.rows["train"].select(range(3)).to_list())
+    assert batch["pixel_values"].shape == (3, 3, 32, 48) and batch["labels"].tolist() == [0, 1, 0]
+    assert torch.equal(batch["pixel_values"][1], bench.reader(bench.raw["train"][1]["image"]))
+    assert set(bench.task.masks(batch)) == {"labels", "outputs"}
+
+
+def test_a_run_goes_from_images_to_a_report(recipe: dict[str, Any], tmp_path: Path) -> None:
+    outcome = run(recipe, tmp_path / "run")
+    assert outcome.report.exists() and "accuracy" in outcome.results["models"][0]["metrics"]
+    student = AutoModelForImageClassification.from_pretrained(outcome.student)
+    assert student.config.num_hidden_layers == 2 and student.config.id2label == dict(enumerate(NAMES))
+    processor = AutoImageProcessor.from_pretrained(outcome.student, backend="pil")
+    bench = bench_of(recipe)
+    picture = bench.raw["test"][0]["image"]
+    theirs = torch.as_tensor(np.asarray(processor(picture)["pixel_values"][0]))
+    torch.testing.assert_close(bench.reader(picture), theirs, atol=1e-5, rtol=0)
+
+
+def test_a_student_with_a_processor_of_its_own_reads_its_own_pixels(recipe: dict[str, Any], tmp_path: Path) -> None:
+    model = tiny_image_model(tmp_path / "own", "mobilenet_v2")
+    processor = AutoImageProcessor.from_pretrained(model, backend="pil")
+    processor.size, processor.image_mean = {"height": 40, "width": 40}, [0.1, 0.2, 0.3]
+    processor.save_pretrained(model)
+    made = merged(recipe, {"student": {"from": "checkpoint", "model": model}})
+    del made["student"]["layers"]
+    bench = bench_of(made)
+    batch = bench.collate(bench.rows["train"].select(range(2)).to_list())
+    assert batch["pixel_values"].shape[-2:] == (40, 40) and batch["teacher_pixel_values"].shape[-2:] == (32, 48)
+    outcome = run(made, tmp_path / "run")
+    assert AutoImageProcessor.from_pretrained(outcome.student, backend="pil").size["height"] == 40
+
+
+def test_the_digest_sees_pixels_and_reader(recipe: dict[str, Any]) -> None:
+    first = bench_of(recipe).digest
+    assert bench_of(recipe).digest == first
+    assert bench_of(merged(recipe, {"data": {"limit": 20}})).digest != first
+    assert bench_of(merged(recipe, {"data": {"image_size": [32, 32]}})).digest != first
