@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from tiny import VOCABULARY
+from tiny_images import tiny_image_recipe
 from tiny_runs import SHORT, tiny_recipe, tiny_teacher
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from potstill.errors import ModelError, RecipeError
 from potstill.pipeline import run
@@ -121,3 +122,55 @@ def test_another_vocabulary_than_the_tokenizers_is_refused(tmp_path: Path) -> No
     bench = prepare_workbench(recipe, Silent().say)
     with pytest.raises(ModelError, match=r"has its teacher's tokenizer.*vocab_size 7"):
         start_student(bench, bench.load(bench.teacher_path).model, 0)
+
+
+# ---- images
+
+VIT = {"model_type": "vit", "image_size": [32, 48], "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 2}
+VIT |= {"num_attention_heads": 2, "intermediate_size": 32}
+DEIT = VIT | {"model_type": "deit", "architectures": ["DeiTForImageClassificationWithTeacher"]}
+HARD = [
+    {"knowledge": "labels", "classifier": "class", "weight": 0.5},
+    {"knowledge": "logits", "classifier": "distillation", "loss": "pseudo_label_cross_entropy", "weight": 0.5},
+]
+
+
+def image_recipe(folder: Path, student: dict[str, Any], terms: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    recipe = tiny_image_recipe(folder)
+    recipe["teacher"] = {"config": VIT, "train": dict(SHORT)}
+    recipe["student"] = student
+    recipe["distill"] = [{"terms": terms or [{"knowledge": "logits"}], "train": dict(SHORT)}]
+    return recipe
+
+
+def test_a_deit_with_its_token_learns_from_a_teacher_of_a_config(tmp_path: Path) -> None:
+    recipe = image_recipe(tmp_path, {"config": DEIT}, HARD) | {"evaluate": {"baseline": True, "cost": False}}
+    found = run(recipe, tmp_path / "run")
+    student = AutoModelForImageClassification.from_pretrained(found.student)
+    assert type(student).__name__ == "DeiTForImageClassificationWithTeacher"
+    assert student.config.id2label == {0: "dark", 1: "light"}
+    curves = {one["key"]: one["curves"][0]["points"][-1]["parts"] for one in found.results["models"] if one["curves"]}
+    assert set(curves["student"]) == {"labels", "logits"}
+    assert set(curves["baseline"]) == {"labels"}  # of the mean of both, as it answers
+    assert AutoImageProcessor.from_pretrained(found.student, backend="pil").size["width"] == 48
+    title = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))["run"]["title"]
+    assert title.startswith("a new vit to a new deit")
+
+
+def test_a_student_reads_images_at_the_size_that_its_config_names(tmp_path: Path) -> None:
+    def read(student: dict[str, Any]) -> dict[str, torch.Tensor]:
+        bench = prepare_workbench(load_recipe(image_recipe(tmp_path, student)), Silent().say)
+        return bench.collate(bench.rows["train"].select(range(2)).to_list())
+
+    smaller = read({"config": VIT | {"image_size": 24}})
+    assert smaller["pixel_values"].shape[-2:] == (24, 24)
+    assert smaller["teacher_pixel_values"].shape[-2:] == (32, 48)
+    for same in ({"config": VIT}, {"config": {"model_type": "mobilenet_v2", "depth_multiplier": 0.35}}, {"layers": 1}):
+        batch = read(same)
+        assert batch["pixel_values"].shape[-2:] == (32, 48)
+        assert "teacher_pixel_values" not in batch
+
+
+def test_a_head_that_a_student_does_not_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="A term names one of several classifiers"):
+        run(image_recipe(tmp_path, {"config": VIT}, HARD), tmp_path / "run")
