@@ -68,7 +68,7 @@ def implementations(model):
 
 
 def test_every_family_of_the_table_is_tested():
-    assert {*ALL_FAMILIES, "upernet"} == set(ARCHITECTURES)  # that one in test_backbones
+    assert {*ALL_FAMILIES, "upernet", "timm_wrapper"} == set(ARCHITECTURES)  # in test_backbones, test_timm_stages
 
 
 @pytest.mark.parametrize("family", ALL_FAMILIES)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from potstill.checks import problem, unknown_name
 from potstill.errors import ModelError
+from potstill.knowledge.timm_stages import timm_stages
 from potstill.knowledge.types import Layer
 from potstill.mappings import EMBEDDINGS
 
@@ -46,6 +47,7 @@ class Features:
     grid: str | None = None  # the convolution whose output has the grid of the tokens, {} is the stage; None: no tokens
     prefix: int = 0  # tokens before those of the patches
     given: bool = False  # the maps are what this one module is given, the head of a model with a backbone
+    listed: bool = False  # the model lists its stages itself, as those of timm do
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mobilenet_v2": Architecture(None, features=Features("layer", ends=(1, 4, 11, 15))),
     "resnet": Architecture(None, features=Features("encoder.stages")),
     "convnext": Architecture(None, features=Features("encoder.stages")),
+    "timm_wrapper": Architecture(None, features=Features("feature_info", listed=True)),
     "upernet": Architecture(None, features=Features("decode_head", given=True), backbone="backbone"),
 }
 
@@ -261,6 +264,8 @@ def stage_modules(model: PreTrainedModel) -> list[nn.Module]:
     features = architecture(model).features
     if features is None:
         return []
+    if features.listed:
+        return [stage.module for stage in timm_stages(model)]
     if features.given:
         return [model.get_submodule(features.stages)]
     members = list(_list_at(model, features.stages))
@@ -330,6 +335,9 @@ def describe(model: PreTrainedModel) -> ModelShape:
         names = {"layers": "num_hidden_layers", "width": "hidden_size", "heads": "num_attention_heads"}
         made |= {ours: int(getattr(config, theirs, 0)) for ours, theirs in names.items()}
         return ModelShape(**made)
+    if row.features is not None and row.features.listed:
+        channels = tuple(stage.channels for stage in timm_stages(model))
+        return ModelShape(**made, layers=0, width=channels[-1] if channels else 0, heads=0, channels=channels)
     if row.layers is None:
         channels = tuple(_channels(stage) for stage in stage_modules(model))
         return ModelShape(**made, layers=0, width=channels[-1], heads=0, channels=channels)

@@ -59,7 +59,7 @@ def _of_mapping(given: Mapping[str, Any]) -> PreTrainedConfig:
     kind = _kind(given)
     _require_known(given, kind)
     try:
-        return kind.from_dict(dict(given))
+        return kind(**{key: value for key, value in given.items() if key != MODEL_TYPE})
     except (StrictDataclassError, ValueError, TypeError) as error:
         what = f"The {given[MODEL_TYPE]} configuration refuses a value"
         raise ModelError(problem(what, given=" ".join(str(error).split()))) from None

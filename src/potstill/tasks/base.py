@@ -189,7 +189,7 @@ def load_pretrained(
             model, info = auto_class.from_pretrained(
                 path, dtype=torch.float32, output_loading_info=True, trust_remote_code=trust_remote_code, **config
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ModelError(
             problem(
                 f"The model '{path}' can't be loaded",
@@ -222,7 +222,7 @@ def _random(
                 trust_remote_code=trust_remote_code,
                 **({} if attention is None else {"attn_implementation": attention}),
             )
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, ImportError) as error:
         raise ModelError(
             problem(
                 f"No model of this task can be built from this {made.model_type} config",
