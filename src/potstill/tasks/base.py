@@ -33,6 +33,14 @@ class LoadedModel:
     new_parameters: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Sample:
+    """The size of a batch that stands for many: the shape of each input, and what a reader is told of it."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    text: str
+
+
 class Reader(Protocol):
     """What turns rows into a model's inputs, and is saved beside it: a tokenizer of texts, an `ImageReader` of images.
 
@@ -107,6 +115,9 @@ class Task(Protocol):
 
     def encode(self, rows: Dataset, reader: Any, *, max_length: int) -> Dataset:
         """Rows as the collator takes them, one for one; keeps ``labels``, adds ``length``, the work that a row is."""
+
+    def sample(self, reader: Any, rows: Rows, count: int, *, long: bool = False) -> Sample:
+        """A batch of `count` rows of the mean size of `rows`; with `long`, of one that few rows exceed."""
 
     def made_up(self, reader: Any, model: PreTrainedModel) -> list[Batch]:
         """Batches of made-up rows of several sizes, that a model can be tried on; always the same."""

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 from potstill.checks import problem
 from potstill.errors import DataError, ModelError
 from potstill.knowledge import inputs_for
-from potstill.tasks.base import Batch, Rows, quiet_transformers
+from potstill.tasks.base import Batch, Rows, Sample, quiet_transformers
 
 Size: TypeAlias = tuple[int, int]
 """Height and width."""
@@ -69,6 +69,8 @@ class ImageReader:
     std: tuple[float, ...]
     stored: Mapping[str, Any]
     processor: Any = None
+
+    model_input_names: ClassVar[list[str]] = ["pixel_values"]
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """[3,H,W] float32 of a Pillow image, or of a uint8 tensor [3,h,w] or [h,w]."""
@@ -337,6 +339,11 @@ class ReadsImages:
         if pairs:
             raise DataError(problem("Images have no second text", given=f"{len(pairs)} texts", do="Leave out --pair"))
         return {"pixel_values": torch.stack([reader(decoded({"path": str(file)})) for file in files])}
+
+    def sample(self, reader: ImageReader, rows: Rows, count: int, *, long: bool = False) -> Sample:
+        """All images have one size as they are read."""
+        shape = (count, 3, *reader.size)
+        return Sample({"pixel_values": shape}, " x ".join(map(str, shape)))
 
     def made_up(self, reader: ImageReader, model: PreTrainedModel) -> list[Batch]:
         """Batches of one, four and seven images of noise."""
