@@ -31,7 +31,8 @@ MAPS = ("attention", "scores")  # the kinds of knowledge whose layer maps are ta
 def why_no_maps(bench: Workbench, found: Preflight) -> str | None:
     """Why the attention maps of a recipe's teacher and student can't be compared; None where they can."""
     if bench.teachers is not None:
-        return "teacher and student read the rows by different tokenizers, so their tokens have no counterparts"
+        return "teacher and student read the rows by different tokenizers or image processors, so their tokens have no "
+        "counterparts"
     for model in (found.teacher, found.student):
         try:
             architecture(model)

@@ -277,8 +277,10 @@ def needed_bytes(found: Preflight, recipe: Recipe) -> int:
 
 
 def shape_text(model: PreTrainedModel) -> str:
-    """``bert, 6 layers of width 384, 12 heads``."""
+    """``bert, 6 layers of width 384, 12 heads``, or ``resnet, 4 stages of 64, 128, 256, 512 channels``."""
     shape = describe(model)
+    if not shape.layers and shape.channels:
+        return f"{shape.family}, {len(shape.channels)} stages of {', '.join(map(str, shape.channels))} channels"
     layers = f"{shape.layers} layer{'s' * (shape.layers != 1)}"
     return f"{shape.family}, {layers} of width {shape.width}, {shape.heads} heads"
 
@@ -312,7 +314,5 @@ def student_notes(bench: Workbench, found: Preflight) -> list[str]:
         lines.append(f"vocabulary: {before:,} to {after:,} tokens, {saved / 1e6:.1f} MB of embeddings less")
     if bench.teachers is not None:
         terms = [name for stage in found.stages for name in token_terms(stage)]
-        each = f"token by token for {', '.join(dict.fromkeys(terms))}: the tokens of every training row are the same"
-        compared = each if terms else "by row, not by token"
-        lines.append(f"tokenizers: teacher and student have one each, and are compared {compared}")
+        lines.append(bench.task.two_readers(bench.reader, bench.teachers.reader, list(dict.fromkeys(terms))))
     return lines
