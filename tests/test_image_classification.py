@@ -65,3 +65,17 @@ def test_the_digest_sees_pixels_and_reader(recipe: dict[str, Any]) -> None:
     assert bench_of(recipe).digest == first
     assert bench_of(merged(recipe, {"data": {"limit": 20}})).digest != first
     assert bench_of(merged(recipe, {"data": {"image_size": [32, 32]}})).digest != first
+
+
+def test_costs_and_exports_of_convolutions_are_measured(recipe: dict[str, Any], tmp_path: Path) -> None:
+    model = tiny_image_model(tmp_path / "own", "resnet")
+    changes = {"evaluate": {"cost": True}, "export": {"formats": ["onnx", "onnx-int8"]}}
+    made = merged(recipe, {"student": {"from": "checkpoint", "model": model}, **changes})
+    del made["student"]["layers"]
+    results = run(made, tmp_path / "run").results
+    student = next(one for one in results["models"] if one["key"] == "student")
+    assert student["cost"]["macs_at"] == "1 x 3 x 32 x 48" and student["cost"]["throughput_per_s"] > 0
+    assert student["cost"]["peak_memory_bytes"] > 0
+    whole, int8 = results["exports"]
+    assert whole["max_logit_difference"] < 1e-3 < int8["max_logit_difference"] and int8["agreement"] is not None
+    assert int8["peak_memory_bytes"] > 0

@@ -129,6 +129,8 @@ class BoundObjective:
     def needs(self, side: str, source: str = TEACHER) -> Needs:
         """What this objective asks of the ``student``, or of the ``teacher`` that `source` names."""
         found = Needs(logits=side == "student")
+        if side == "student":
+            found |= Needs(classifiers=frozenset(term.classifier for term in self.terms if term.classifier is not None))
         for term in self.terms:
             if side == "teacher" and term.source != source:
                 continue
@@ -248,11 +250,11 @@ def _values(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scen
     """The unreduced loss of a term, one tensor a layer pair."""
     options = _arguments(term, student, teacher, scene)
     if term.kind == "labels":
-        yield term.loss(student.logits, scene.labels, **options)
+        yield term.loss(student.logits_of(term.classifier), scene.labels, **options)
         return
     assert teacher is not None, "a term that compares with the teacher was called without one"
     if term.kind == "logits":
-        ours, target = student.logits, teacher.logits
+        ours, target = student.logits_of(term.classifier), teacher.logits
         if isinstance(target, SparseLogits):
             assert isinstance(ours, Tensor)
             ours, target = outcomes(ours, target, term, options.get("temperature", 1.0))
@@ -286,7 +288,7 @@ def _arguments(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, s
         options = {**term.options, **{key: value(scene.progress) for key, value in term.scheduled.items()}}
         if isinstance(term.temperature, Adaptive):
             assert teacher is not None
-            ours, theirs = student.logits, teacher.logits
+            ours, theirs = student.logits_of(term.classifier), teacher.logits
             assert isinstance(ours, Tensor) and isinstance(theirs, Tensor)
             mask = scene.masks["outputs"]
             options["temperature"] = term.temperature(scene.progress, ours, theirs, mask=mask)

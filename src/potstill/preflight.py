@@ -25,7 +25,16 @@ from potstill.mappings import selection
 from potstill.objective import BoundObjective
 from potstill.recipe import Recipe
 from potstill.sections import FurtherTeacherSection, StageSection, StudentSection
-from potstill.students import build_student, cut_vocabulary, cut_width, reinitialised, sizes_of
+from potstill.students import (
+    build_student,
+    configuration,
+    cut_vocabulary,
+    cut_width,
+    reinitialised,
+    sizes_of,
+    stands_alone,
+    with_tokens_of,
+)
 from potstill.terms import TEACHER
 from potstill.training.alignment import require_aligned, token_terms
 from potstill.training.distiller import ROW, Distiller
@@ -43,15 +52,17 @@ def load_teacher(
     """The teacher, or another one, as it was trained here, or as it was given; a new head is refused unless the recipe
     trains it."""
     section = other or bench.recipe.teacher
-    path = bench.teacher_path if other is None else model_path(other.model)
-    if other is not None and trained is None:
-        _same_reader(bench.for_teacher, path, f"The teacher '{other.name}'")
-        _same_classes(bench, path, f"The teacher '{other.name}'")
-    loaded = bench.for_teacher.load(trained or path)
+    start = bench.untrained_teacher
+    if other is not None:
+        start = path = model_path(other.model)
+        if trained is None:
+            _same_reader(bench.for_teacher, path, f"The teacher '{other.name}'")
+            _same_classes(bench, path, f"The teacher '{other.name}'")
+    loaded = bench.for_teacher.load(trained or start)
     if loaded.new_parameters and section.train is None and trained is None:
         raise ModelError(
             problem(
-                f"The teacher '{section.model}' has a newly initialised head",
+                f"The teacher '{start}' has a newly initialised head",
                 given=", ".join(loaded.new_parameters[:4]),
                 follows="Its answers would be random, and the student would learn them",
                 do="Train it here, with teacher: {train: {epochs: 2}}, or give a model that was trained for this task",
@@ -77,8 +88,11 @@ def start_student(
         _same_classes(bench, path)
         set_seed(seed)  # for a head that the checkpoint doesn't hold
         model = bench.load(path).model
+    elif section.origin == "config" and stands_alone(section.config):
+        model = _of_config(bench, source, seed, section.config)
     else:
         _reads_alike(bench, bench.for_teacher.reader, f"A student from: {section.origin}")
+        assert not isinstance(section.config, str)
         if section.initialise == "pretrained":
             set_seed(seed)  # for the new head
             source = bench.for_teacher.load(bench.teacher_path).model
@@ -88,6 +102,23 @@ def start_student(
         if section.initialise == "random":
             model = reinitialised(model, seed)
     return model if bench.vocabulary is None else cut_vocabulary(model, bench.vocabulary)
+
+
+def _of_config(bench: Workbench, source: PreTrainedModel, seed: int, given: Mapping[str, Any] | str) -> PreTrainedModel:
+    """A model of a config of its own, with random weights; where it reads texts, with the teacher's tokens."""
+    theirs = getattr(source.config.get_text_config(), "vocab_size", None)
+    if isinstance(given, Mapping) and given.get("vocab_size", theirs) != theirs:
+        raise ModelError(
+            problem(
+                "A student of a config has its teacher's tokenizer, and so its vocabulary",
+                given=f"vocab_size {given['vocab_size']}, teacher {theirs}",
+                do="Leave vocab_size out; student.vocabulary makes it smaller",
+            )
+        )
+    where = given if isinstance(given, Mapping) else model_path(given)
+    config = configuration(where, trust_remote_code=bench.recipe.teacher.trust_remote_code)
+    set_seed(seed)
+    return bench.load(with_tokens_of(config, source.config)).model
 
 
 def _narrower(bench: Workbench, model: PreTrainedModel, section: StudentSection) -> PreTrainedModel:
@@ -258,7 +289,7 @@ def student_notes(bench: Workbench, found: Preflight) -> list[str]:
     if section.origin == "teacher":
         whose = {
             "teacher": "the teacher's weights" + (", as trained here" if bench.recipe.teacher.train else ""),
-            "pretrained": f"the weights of {bench.recipe.teacher.model}, before it is trained here",
+            "pretrained": f"the weights of {bench.recipe.teacher.called}, before it is trained here",
             "random": "random weights",
         }[section.initialise]
         total = describe(found.teacher).layers

@@ -31,6 +31,7 @@ from potstill.terms import PEERS, TEACHER
 from potstill.training.combination import CONFIDENT, Combination
 from potstill.training.settings import TrainSettings
 
+OF_TEXTS = ("text_classification",)
 TEXT_KEYS = ("data.columns.text", "data.columns.text_pair", "data.max_length", "student.vocabulary")
 IMAGE_KEYS = ("data.columns.image", "data.image_size")
 SCALARS = ("int", "float", "str", "constrained-int")
@@ -74,7 +75,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fitting_rows(self) -> Self:
-        of_others = IMAGE_KEYS if self.task == "text_classification" else TEXT_KEYS
+        of_others = IMAGE_KEYS if self.task in OF_TEXTS else TEXT_KEYS
         wrong = [key for key in of_others if _differs(self, key.split("."))]
         if wrong:
             raise ValueError(f"{', '.join(wrong)} mean nothing for {self.task}. Leave them out")
@@ -89,6 +90,13 @@ class Recipe(Section):
             raise ValueError(
                 "initialise: pretrained is the model before it is trained here, and this teacher isn't: it is taken as "
                 "it is (no teacher.train). Leave out initialise"
+            )
+        if any(one.initialise == "pretrained" for one in (self.student, *further)) and self.teacher.model is None:
+            raise ValueError("initialise: pretrained needs a pretrained model, and the teacher is one from a config")
+        if self.task in OF_TEXTS and isinstance(self.teacher.config, Mapping):
+            raise ValueError(
+                "A teacher of texts needs a tokenizer, and a config of its own has none: give teacher.config as the "
+                "path or hub id of a model whose architecture and tokenizer it takes"
             )
         if any(one.vocabulary is not None for one in further):
             raise ValueError(
@@ -130,7 +138,8 @@ class Recipe(Section):
         if self.evaluate.baseline:
             found.append("baseline")
             student = self.student  # with other weights than the teacher's, its baseline is that cut already
-            cut_here = self.teacher.train and student.origin == "teacher" and student.initialise == "teacher"
+            pretrained = self.teacher.train and self.teacher.model is not None
+            cut_here = pretrained and student.origin == "teacher" and student.initialise == "teacher"
             if self.evaluate.pretrained_baseline and cut_here:
                 found.append("pretrained_baseline")
         return found

@@ -27,7 +27,7 @@ from potstill.evaluation.results import (
 from potstill.metrics import primary
 from potstill.recipe import Recipe
 from potstill.runs import RunFolder
-from potstill.sections import FurtherTeacherSection, TeacherSection
+from potstill.sections import FurtherTeacherSection, TeacherSection, architecture_named
 from potstill.shipping import hardware, versions
 from potstill.terms import TEACHER
 from potstill.training import Precision
@@ -84,7 +84,7 @@ def _run(folder: RunFolder, bench: Workbench, precision: Precision, student: Con
     recipe = folder.recipe
     return {
         "name": recipe.name,
-        "title": f"{recipe.teacher.model} to {_size(recipe)}, on {recipe.data.name or 'files'}",
+        "title": f"{recipe.teacher.called} to {_size(recipe)}, on {recipe.data.name or 'files'}",
         "task": recipe.task,
         "problem": bench.task.problem,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -112,7 +112,7 @@ def _size(recipe: Any) -> str:
     if layers is not None:
         count = layers if isinstance(layers, int) else len(layers)
         return f"{count} of its layers"
-    return recipe.student.model or "a student of another config"
+    return recipe.student.model or architecture_named(recipe.student.config)
 
 
 def _data(bench: Workbench) -> dict[str, Any]:

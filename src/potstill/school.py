@@ -35,8 +35,9 @@ from potstill.training.stages import Lesson, train
 from potstill.workbench import LABELS_ONLY, Workbench, model_path
 
 PEER_SEEDS = 1000  # between students that learn together: alike in weights, they would teach each other nothing
+NEW_TEACHER_SEED = 500  # between a teacher of a config and a student of the same: alike in weights, as above
 BASELINES = ("baseline", "pretrained_baseline")
-LATER = {"embeddings": "dense"}  # keys of training settings that came later, with what they were before
+LATER = {"embeddings": "dense", "classifier": None}  # keys that came later, with what they were before
 _NOTHING = object()
 
 
@@ -97,12 +98,15 @@ class School:
         place = name if name == TEACHER else f"teachers/{name}"
         bench = self.bench.for_teacher
         made_from = {"model": fingerprint(path), "rows": bench.digest, "train": _plain(settings)}
+        new = name == TEACHER and self.recipe.teacher.config is not None
+        if new:
+            made_from["weights"] = "random"
 
         def work(folder: Path) -> dict[str, Any]:
             if settings is None:
                 return {"path": path, "training": None, "curves": []}
-            set_seed(seed)  # for the new head
-            loaded = bench.load(path).model
+            set_seed(seed + NEW_TEACHER_SEED * new)  # for the new head, or for all weights
+            loaded = bench.load(bench.untrained_teacher if name == TEACHER else path).model
             value = self._train(loaded, [Lessons(LABELS_ONLY, settings)], folder, seed, {}, place)
             ranks.on_main(lambda: save_model(loaded, bench.reader, self.path / place))
             return {"path": place, **value}
@@ -153,9 +157,9 @@ class School:
             made_from |= {} if reduced is None else {"teacher_precision": reduced}
             made_from["learns_from"] = {name: stage.digest for name, stage in learns_from.items()}
             made_from["combination"] = _plain(self.recipe.combination)
-        if section.model is not None:  # a checkpoint: its name says nothing of what is in it
-            made_from["checkpoint"] = fingerprint(model_path(section.model))
-        along = [peer.model for lesson in lessons for peer in lesson.mutual if peer.model is not None]
+        if section.path is not None:  # its name says nothing of what is in it
+            made_from["checkpoint"] = fingerprint(model_path(section.path))
+        along = [peer.path for lesson in lessons for peer in lesson.mutual if peer.path is not None]
         if along:
             made_from["mutual"] = [fingerprint(model_path(name)) for name in along]
         place = f"seeds/{seed}/{role}"

@@ -28,6 +28,7 @@ from potstill.terms import TEACHER
 from potstill.workbench import Workbench
 
 FILES = {"onnx": ("ONNX", "model.onnx"), "onnx-int8": ("ONNX int8", "model-int8.onnx")}
+CALIBRATION_ROWS, CALIBRATION_BATCH = 256, 32
 TOLERANCE = 1e-3  # of the float32 file's logits; what float32 leaves is a hundredth of it
 PACKAGES = ("potstill", "torch", "transformers", "accelerate", "datasets", "onnx", "onnxruntime")
 
@@ -46,7 +47,7 @@ def export_student(
     bench: Workbench, student: Path, logits: Logits, folder: Path, formats: Sequence[str], step: Step
 ) -> list[dict[str, Any]]:
     """Write each format, run it over the evaluated rows, and compare it with the student's logits."""
-    files = _write_files(bench.load(student).model, bench.reader, folder, formats)
+    files = _write_files(bench.load(student).model, bench.reader, folder, formats, _calibration(bench))
     split = bench.evaluated_on
     order = np.argsort(-np.asarray(bench.rows[split]["length"]), kind="stable")
     found = []
@@ -92,12 +93,25 @@ def export_folder(model: Path, folder: Path, formats: Sequence[str]) -> list[dic
     return found
 
 
-def _write_files(model: PreTrainedModel, reader: Any, folder: Path, formats: Sequence[str]) -> dict[str, Path]:
+def _write_files(
+    model: PreTrainedModel,
+    reader: Any,
+    folder: Path,
+    formats: Sequence[str],
+    calibration: Iterable[Mapping[str, Any]] | None = None,
+) -> dict[str, Path]:
     """The float32 file, which the others are made from, and those others that are asked for."""
     files = {"onnx": export.export_onnx(model, reader, folder / FILES["onnx"][1])}
     if "onnx-int8" in formats:
-        files["onnx-int8"] = export.quantize_onnx(files["onnx"], folder / FILES["onnx-int8"][1])
+        files["onnx-int8"] = export.quantize_onnx(files["onnx"], folder / FILES["onnx-int8"][1], calibration)
     return files
+
+
+def _calibration(bench: Workbench) -> Iterator[Mapping[str, Any]]:
+    """Batches of a fixed draw of training rows, for int8 files whose ranges have to be known before."""
+    rows = bench.sample_of_train
+    for start in range(0, min(CALIBRATION_ROWS, len(rows)), CALIBRATION_BATCH):
+        yield bench.collate(rows.select(range(start, min(start + CALIBRATION_BATCH, len(rows)))).to_list())
 
 
 def _verified(
@@ -119,7 +133,7 @@ def measure_cost(
     """Parameters, bytes, MACs, latency, throughput and peak memory of models and exported files, by name.
 
     Latency is measured in turns, round by round, on rows of the evaluated split as they come. A teacher with another
-    tokenizer reads the same rows by that.
+    reader reads the same rows by that.
     """
     split = bench.evaluated_on
     order = list(range(len(bench.rows[split])))
@@ -140,29 +154,22 @@ def measure_cost(
     found: dict[str, dict[str, Any]] = {}
     for number, name in enumerate(runners):
         step(1 + number, 2 + len(runners), None)
-        lengths = np.asarray(bench.reads(name).rows[split]["length"])
-        mean, long = round(float(lengths.mean())), round(float(np.percentile(lengths, 95)))
+        reads = bench.reads(name)
+        sample, long = (reads.task.sample(reads.reader, reads.rows[split], n, long=n > 1) for n in (1, size))
         timed = {str(k): {"p50_ms": v.p50_ms, "p95_ms": v.p95_ms} for k, v in latency[name].items()}
         found[name] = {"latency": timed, "throughput_per_s": latency[name][32].rows_per_s}
+        given = {"shapes": long.shapes, "threads": threads}
         if name in loaded:
-            ids = torch.ones(1, mean, dtype=torch.long, device=device)
             found[name] |= {
                 "parameters": cost.parameters(loaded[name]),
                 "bytes": cost.bytes_on_disk(models[name]),
-                "macs": cost.macs(loaded[name], {"input_ids": ids, "attention_mask": torch.ones_like(ids)}),
-                "macs_at": f"1 x {mean} tokens",
+                "macs": cost.macs(loaded[name], cost.filled(sample.shapes, device)),
+                "macs_at": sample.text,
             }
-            given = {
-                "path": str(models[name]),
-                "batch": size,
-                "tokens": long,
-                "device": device.type,
-                "threads": threads,
-            }
+            given |= {"path": str(models[name]), "device": device.type, "auto_class": bench.task.auto_class.__name__}
             found[name]["peak_memory_bytes"] = peak_memory(classifier_workload, given)
         else:
-            given = {"path": str(exports[name]), "batch": size, "tokens": long, "threads": threads}
-            found[name]["peak_memory_bytes"] = peak_memory(export.onnx_workload, given)
+            found[name]["peak_memory_bytes"] = peak_memory(export.onnx_workload, given | {"path": str(exports[name])})
     return found
 
 

@@ -3,13 +3,13 @@
 Whatever can be wrong with the rows is found here; `preflight` looks at the models.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from potstill.data import samples
 from potstill.data.rows import joined
@@ -24,8 +24,15 @@ from potstill.labelled import (
     unlabelled,
 )
 from potstill.objective import Objective
-from potstill.recipe import Recipe
-from potstill.students import Vocabulary, cut_tokenizer, special_ids
+from potstill.recipe import OF_TEXTS, Recipe
+from potstill.students import (
+    Vocabulary,
+    configuration,
+    cut_tokenizer,
+    kept_configuration,
+    special_ids,
+    stands_alone,
+)
 from potstill.tasks import Task
 from potstill.tasks.base import LoadedModel
 from potstill.terms import TEACHER
@@ -113,8 +120,15 @@ class Workbench:
         asked = any(term.knowledge in ("attention", "scores") for stage in stages for term in stage.terms)
         return "eager" if asked else None
 
-    def load(self, path: str | Path, *, as_shipped: bool = False) -> LoadedModel:
-        """A model of this task, set up for the reader.
+    @property
+    def untrained_teacher(self) -> str | PreTrainedConfig:
+        """What the teacher is before it is trained here: a model, or a config of one."""
+        if self.recipe.teacher.config is None:
+            return self.teacher_path
+        return configuration(self.teacher_path, trust_remote_code=self.recipe.teacher.trust_remote_code)
+
+    def load(self, path: str | Path | PreTrainedConfig, *, as_shipped: bool = False) -> LoadedModel:
+        """A model of this task, set up for the reader; of a config, a random one.
 
         `as_shipped` loads it as its users will: with its own attention, whatever the training needs.
         """
@@ -137,9 +151,19 @@ def model_path(name: str) -> str:
     return str(samples.fetch_model(name)) if samples.is_sample(name) else name
 
 
+def _teacher_path(recipe: Recipe) -> str:
+    """Where the teacher, or just its config, lies; one that the recipe describes is put into the cache."""
+    section = recipe.teacher
+    if isinstance(section.config, Mapping):
+        return str(kept_configuration(configuration(section.config), samples.cache_folder()))
+    named = section.model if section.config is None else section.config
+    assert named is not None
+    return model_path(named)
+
+
 def prepare_workbench(recipe: Recipe, say: Say) -> Workbench:
     """Read and encode the rows, and settle task, classes and readers. Says what was guessed."""
-    path = model_path(recipe.teacher.model)
+    path = _teacher_path(recipe)
     raw, task = LABELLED[recipe.task](recipe, path, say)
     reader = task.load_reader(path, trust_remote_code=recipe.teacher.trust_remote_code, size=recipe.data.image_size)
     if recipe.data.unlabelled is not None:
@@ -167,6 +191,10 @@ def _with_the_students_reader(bench: Workbench, say: Say) -> Workbench:
         path = model_path(section.model)
         found = task.load_reader(path, trust_remote_code=trust, size=bench.recipe.data.image_size)
         own = own if task.same(found, own) else found
+    elif stands_alone(section.config) and bench.recipe.task not in OF_TEXTS:
+        size = _own_size(section.config, trust)
+        found = own if size is None else task.load_reader(path, trust_remote_code=trust, size=size)
+        own = own if task.same(found, own) else found
     if section.vocabulary is not None:
         seen = texts_of(bench.raw[split] for split in (TRAIN, UNLABELLED) if split in bench.raw)
         keep, least = special_ids(config_of(path, trust)), section.vocabulary.minimum_count
@@ -184,3 +212,10 @@ def _with_the_students_reader(bench: Workbench, say: Say) -> Workbench:
         teachers=Reading(bench.reader, bench.rows, bench.digest),
         vocabulary=vocabulary,
     )
+
+
+def _own_size(config: Mapping[str, Any] | str, trust_remote_code: bool) -> Any:
+    """The size of images that a student's config names, for the teacher's reader; None where it is the teacher's."""
+    if isinstance(config, str):
+        return getattr(configuration(model_path(config), trust_remote_code=trust_remote_code), "image_size", None)
+    return config.get("image_size")

@@ -1,5 +1,6 @@
 """What every task provides: the loading of its models, batches, and the meaning of labels and outputs."""
 
+import copy
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ import torch
 import transformers
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from potstill.checks import problem
 from potstill.errors import ModelError
@@ -30,6 +31,14 @@ class LoadedModel:
 
     model: PreTrainedModel
     new_parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The size of a batch that stands for many: the shape of each input, and what a reader is told of it."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    text: str
 
 
 class Reader(Protocol):
@@ -75,13 +84,16 @@ class Task(Protocol):
 
     def load(
         self,
-        path: str | Path,
+        path: str | Path | PreTrainedConfig,
         *,
         attention: str | None = None,
         trust_remote_code: bool = False,
         reader: Any = None,
     ) -> LoadedModel:
-        """Load a model of this task in float32, with this task's number and names of classes, set up for a reader."""
+        """Load a model of this task in float32, with this task's number and names of classes, set up for a reader.
+
+        A config in place of a path gives a model with random weights.
+        """
 
     def load_reader(self, path: str | Path, *, trust_remote_code: bool = False, size: Any = None) -> Any:
         """The reader that lies beside a model; `size` is that of images, where a recipe asks for another."""
@@ -103,6 +115,9 @@ class Task(Protocol):
 
     def encode(self, rows: Dataset, reader: Any, *, max_length: int) -> Dataset:
         """Rows as the collator takes them, one for one; keeps ``labels``, adds ``length``, the work that a row is."""
+
+    def sample(self, reader: Any, rows: Rows, count: int, *, long: bool = False) -> Sample:
+        """A batch of `count` rows of the mean size of `rows`; with `long`, of one that few rows exceed."""
 
     def made_up(self, reader: Any, model: PreTrainedModel) -> list[Batch]:
         """Batches of made-up rows of several sizes, that a model can be tried on; always the same."""
@@ -165,17 +180,27 @@ def bars_on_a_terminal() -> Iterator[None]:
 
 
 def load_pretrained(
-    auto_class: Any, path: str | Path, *, attention: str | None, trust_remote_code: bool, **config: Any
+    auto_class: Any,
+    path: str | Path | PreTrainedConfig,
+    *,
+    attention: str | None,
+    trust_remote_code: bool,
+    **config: Any,
 ) -> LoadedModel:
-    """`auto_class.from_pretrained` in float32 and eval mode, with errors in the house's form."""
+    """`auto_class.from_pretrained` in float32 and eval mode, with errors in the house's form.
+
+    A config in place of a path gives a model with random weights, none of which count as new.
+    """
     if attention is not None:
         config["attn_implementation"] = attention
+    if isinstance(path, PreTrainedConfig):
+        return LoadedModel(_random(auto_class, path, trust_remote_code, config), ())
     try:
         with quiet_transformers():
             model, info = auto_class.from_pretrained(
                 path, dtype=torch.float32, output_loading_info=True, trust_remote_code=trust_remote_code, **config
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ModelError(
             problem(
                 f"The model '{path}' can't be loaded",
@@ -186,3 +211,35 @@ def load_pretrained(
     # Each of these is a name with the two shapes beside it, or the name alone.
     mismatched = [key if isinstance(key, str) else str(key[0]) for key in info.get("mismatched_keys", ())]
     return LoadedModel(model.eval(), tuple(sorted({*info["missing_keys"], *mismatched})))
+
+
+def _random(
+    auto_class: Any, config: PreTrainedConfig, trust_remote_code: bool, changes: Mapping[str, Any]
+) -> PreTrainedModel:
+    """A model of a config with random weights, by the state of PyTorch's generator."""
+    made, built_with = copy.deepcopy(config), dict(changes)
+    attention = built_with.pop("attn_implementation", None)
+    built_with.pop("ignore_mismatched_sizes", None)
+    for name, value in built_with.items():
+        setattr(made, name, value)
+    fitting = auto_class._model_mapping.get(type(made), None)
+    if made.architectures is None and isinstance(fitting, tuple):  # DeiT's: else transformers fails to choose
+        made.architectures = [fitting[0].__name__]
+    try:
+        with quiet_transformers():
+            model: PreTrainedModel = auto_class.from_config(
+                made,
+                dtype=torch.float32,
+                trust_remote_code=trust_remote_code,
+                **({} if attention is None else {"attn_implementation": attention}),
+            )
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, ImportError) as error:
+        raise ModelError(
+            problem(
+                f"No model of this task can be built from this {made.model_type} config",
+                given=str(error).strip().splitlines()[0],
+                do="Change what it says, or take a model type that transformers has for this task",
+            )
+        ) from error
+    model.eval()  # type: ignore[no-untyped-call]
+    return model

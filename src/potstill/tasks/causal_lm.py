@@ -23,7 +23,7 @@ from typing import Any, get_args
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.checks import problem, unknown_name
 from potstill.errors import ArgumentError, ModelError
@@ -76,7 +76,7 @@ class CausalLM(ReadsTokens):
 
     def load(
         self,
-        path: str | Path,
+        path: str | Path | PreTrainedConfig,
         *,
         attention: str | None = None,
         trust_remote_code: bool = False,

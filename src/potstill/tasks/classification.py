@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from potstill import losses
 from potstill.tasks.base import Batch, LoadedModel, load_pretrained
@@ -79,7 +79,7 @@ class Classification:
 
     def load(
         self,
-        path: str | Path,
+        path: str | Path | PreTrainedConfig,
         *,
         attention: str | None = None,
         trust_remote_code: bool = False,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
 
 from potstill.knowledge import TEACHERS
 from potstill.tasks.base import Batch, LoadedModel, bars_on_a_terminal
@@ -27,7 +27,7 @@ class TextClassification(ReadsTokens, Classification):
 
     def load(
         self,
-        path: str | Path,
+        path: str | Path | PreTrainedConfig,
         *,
         attention: str | None = None,
         trust_remote_code: bool = False,

@@ -14,7 +14,7 @@ from potstill.checks import problem
 from potstill.errors import ModelError
 from potstill.knowledge import TEACHERS
 from potstill.knowledge.architectures import describe, longest_input
-from potstill.tasks.base import Batch, Rows, quiet_transformers
+from potstill.tasks.base import Batch, Rows, Sample, quiet_transformers
 
 ROWS_OF_A_PROCESS = 5000  # fewer aren't worth starting one
 BATCH = 1000
@@ -75,6 +75,13 @@ class ReadsTokens:
         both = (list(texts), list(pairs)) if pairs else (list(texts),)
         limit = self.limit(reader, MOST_TOKENS, model)
         return reader(*both, padding=True, truncation=True, max_length=limit, return_tensors="pt")  # type: ignore[no-any-return]
+
+    def sample(self, reader: PreTrainedTokenizerBase, rows: Rows, count: int, *, long: bool = False) -> Sample:
+        """Of the mean number of tokens; with `long`, of the 95th percentile."""
+        lengths = np.asarray(rows["length"])
+        tokens = round(float(np.percentile(lengths, 95) if long else lengths.mean()))
+        shapes = dict.fromkeys(("input_ids", "attention_mask"), (count, tokens))
+        return Sample(shapes, f"{count} x {tokens} tokens")
 
     def made_up(self, reader: PreTrainedTokenizerBase, model: PreTrainedModel) -> list[Batch]:
         """Four rows each of four lengths, of the later half of the model's words."""
