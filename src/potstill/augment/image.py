@@ -28,6 +28,10 @@ Chance = Annotated[float, Ge(0), Le(1)]
 Positive = Annotated[float, Gt(0)]
 Side = Annotated[int, Ge(1)]
 PIXELS, LABELS = "pixel_values", "labels"
+VIEW = "view"
+"""The column of a row that is shown changed: [seed, epoch, row], what its view is a function of. A row without it is
+shown as it is."""
+
 _TRIES = 10
 MIXING = 1 << 40  # added to the epoch, so that mixing draws other numbers than the view of the same row
 

@@ -90,10 +90,10 @@ def cutmix(images: Float[Tensor, "B 3 H W"], order: Int[Tensor, " B"], where: Bo
 
 
 def mixed_labels(labels: Tensor, order: Tensor, kept: float, classes: int) -> Float[Tensor, "B V"]:
-    """kept * y_i + (1 - kept) * y_order(i), [B,V], from class numbers [B] or distributions [B,V]; NaN where either row
-    has no label."""
+    """kept * y_i + (1 - kept) * y_order(i), [B,V], from class numbers [B] or what is a float already: distributions or
+    several labels [B,V], or numbers [B], which stay [B]. NaN where either row has no label."""
     soft = labels
-    if labels.ndim == 1:
+    if not labels.is_floating_point():
         known = labels != IGNORED
         soft = torch.nn.functional.one_hot(labels.masked_fill(~known, 0), classes).float()
         soft[~known] = float("nan")

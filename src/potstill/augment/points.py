@@ -20,8 +20,8 @@ def blended(image: Pixels, other: Tensor, factor: float) -> Pixels:
 
 def grey(image: Pixels) -> UInt8[Tensor, "1 H W"]:
     """Luma by ITU-R 601: 0.299 R + 0.587 G + 0.114 B, rounded."""
-    red, green, blue = image.to(torch.int32)
-    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8).unsqueeze(0)
+    shares = torch.tensor([19595, 38470, 7471], dtype=torch.int32).reshape(3, 1, 1)  # of 65536
+    return (((image * shares).sum(0, keepdim=True) + 0x8000) >> 16).to(torch.uint8)
 
 
 def brightness(image: Pixels, factor: float) -> Pixels:
