@@ -67,7 +67,8 @@ def classified(kind: type[Classified], recipe: Recipe, teacher: str, say: Say) -
         found[TRAIN] = found[TRAIN].shuffle(seed=0).select(range(min(data.limit, len(found[TRAIN]))))
     label = columns.label if isinstance(columns.label, str) else list(columns.label)
     labels = prepare.infer_labels(found[TRAIN], label, data.problem, data.names)
-    task = kind(labels.problem, labels.names)
+    changed = {} if data.augment is None else {"augmentation": data.augment}  # of images alone: the recipe sees to it
+    task = kind(labels.problem, labels.names, **changed)
     if recipe.teacher.train is None:
         task = _in_teachers_order(task, teacher, data.names is not None, recipe.teacher.trust_remote_code, say)
     prepare.check(found, columns, labels)

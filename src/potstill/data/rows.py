@@ -8,6 +8,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from datasets import Sequence as SequenceFeature
 
+from potstill.augment.image import VIEW
 from potstill.checks import problem
 from potstill.data.columns import Columns, TextColumns, normalised_text
 from potstill.errors import DataError
@@ -103,6 +104,13 @@ def unlabelled_rows(
 def _keys(texts: Sequence[Sequence[str | None]]) -> list[tuple[str, ...]]:
     """What tells rows apart: their texts, normalised."""
     return [tuple(normalised_text(text or "") for text in row) for row in zip(*texts, strict=True)]
+
+
+def viewed(rows: Dataset, views: int, seed: int) -> Dataset:
+    """Each row as often as it has fixed views, with the column ``view`` that says which: first all rows in their first
+    view, then all in their second, …"""
+    numbers = [[seed, view, row] for view in range(views) for row in range(len(rows))]
+    return joined([rows] * views).add_column(VIEW, numbers)
 
 
 def joined(parts: Sequence[Dataset]) -> Dataset:

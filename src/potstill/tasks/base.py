@@ -16,6 +16,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from potstill.augment.image import Augmentation
 from potstill.checks import problem
 from potstill.errors import ModelError
 from potstill.objective import Defaults
@@ -93,6 +94,10 @@ class Task(Protocol):
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of encoded rows that a model's input is made of."""
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """How training rows are changed before a model sees them; None: not at all."""
 
     @property
     def reader_columns(self) -> tuple[str, ...]:

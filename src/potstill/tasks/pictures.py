@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
@@ -106,6 +108,11 @@ def as_rgb(picture: Image.Image | Tensor) -> Image.Image:
     elif picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # Pillow warns where a palette with transparency goes straight to RGB
     return picture.convert("RGB")
+
+
+def as_pixels(picture: Image.Image) -> UInt8[Tensor, "3 H W"]:
+    """The pixels of a picture, in RGB."""
+    return torch.from_numpy(np.array(as_rgb(picture))).permute(2, 0, 1)
 
 
 def _undecodable(stored: Any, reason: str) -> DataError:

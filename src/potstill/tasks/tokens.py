@@ -24,6 +24,7 @@ MOST_TOKENS = 8192  # where neither tokenizer nor model says when a text is too 
 class ReadsTokens:
     """The half of a `Task` that reads texts with a tokenizer."""
 
+    augmentation = None
     columns = ("input_ids", "token_type_ids")
     reader_columns = columns
     words = Words(
