@@ -9,6 +9,8 @@ Decisions held here:
   every metric against scikit-learn (and scipy), with weights and without.
 * Values are raw fractions (0.873); `Metric.percent` says whether a reader expects 87.3 %.
 * What is undefined has a stated value, never NaN and never a warning: see each function.
+* Segmentation has counts of pixels an image in place of logits, since logits of every pixel are never kept: see
+  `potstill.metrics.segmentation`.
 * Shape letters: N rows, V classes, R resamples.
 """
 
@@ -20,7 +22,7 @@ import numpy as np
 from potstill.checks import problem as message
 from potstill.checks import unknown_name
 from potstill.errors import PotstillError
-from potstill.metrics import classification, regression
+from potstill.metrics import classification, regression, segmentation
 from potstill.metrics.rows import Array, Statistic
 
 __all__ = ["METRICS", "PROBLEMS", "Array", "Metric", "Statistic", "keys", "primary", "score", "scores", "statistic"]
@@ -57,6 +59,14 @@ METRICS: dict[str, Metric] = {
         Metric("spearman", "Spearman correlation", percent=False, higher_is_better=True),
         Metric("mse", "Mean squared error", percent=False, higher_is_better=False),
         Metric("mae", "Mean absolute error", percent=False, higher_is_better=False),
+        Metric("mean_iou", "Mean IoU", percent=True, higher_is_better=True),
+        Metric("pixel_accuracy", "Pixel accuracy", percent=True, higher_is_better=True),
+        Metric("mean_accuracy", "Mean class accuracy", percent=True, higher_is_better=True),
+        Metric("boundary_iou", "Boundary IoU", percent=True, higher_is_better=True),
+        Metric("mean_iou_quarter", "Mean IoU at 1/4 resolution", percent=True, higher_is_better=True),
+        Metric("pixel_accuracy_quarter", "Pixel accuracy at 1/4 resolution", percent=True, higher_is_better=True),
+        Metric("mean_accuracy_quarter", "Mean class accuracy at 1/4 resolution", percent=True, higher_is_better=True),
+        Metric("boundary_iou_quarter", "Boundary IoU at 1/4 resolution", percent=True, higher_is_better=True),
     )
 }
 
@@ -80,6 +90,8 @@ PROBLEMS: dict[str, dict[str, Callable[[Array, Array], Statistic]]] = {
         "mse": regression.mse,
         "mae": regression.mae,
     },
+    "segmentation": segmentation.FULL,
+    "segmentation_quarter": segmentation.AT_A_QUARTER,
 }
 
 
@@ -95,7 +107,7 @@ def keys(problem: str) -> list[str]:
 
 
 def primary(problem: str) -> str:
-    """The metric that a problem is judged by: accuracy, micro F1 or Pearson correlation."""
+    """The metric that a problem is judged by: accuracy, micro F1, Pearson correlation or mean IoU."""
     return keys(problem)[0]
 
 
@@ -104,9 +116,9 @@ def statistic(metric_key: str, problem: str, logits: Array, labels: Array) -> St
 
     Args:
         metric_key: one of `keys(problem)`.
-        problem: "single_label", "multi_label" or "regression".
-        logits: [N, V]; regression [N] or [N, 1].
-        labels: [N] class numbers; multi-label [N, V] of 0 and 1; regression [N].
+        problem: one of `PROBLEMS`.
+        logits: [N, V]; regression [N] or [N, 1]; segmentation [N, V, V + 3], counts of pixels.
+        labels: [N] class numbers; multi-label [N, V] of 0 and 1; regression [N]; segmentation [N, V], true pixels.
 
     Returns:
         A function of weights [R, N] (non-negative counts, each row with a positive sum) that gives [R] float64.
