@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from potstill.augment.image import Augmentation
 from potstill.checks import problem
 from potstill.errors import ModelError
+from potstill.knowledge import Knowledge
 from potstill.objective import Defaults
 
 Batch = dict[str, Tensor]
@@ -167,6 +168,9 @@ class Task(Protocol):
         Where outputs are more than one a row, also ``rows``, for terms that compare whole rows. Images have no
         ``tokens``: nothing in them is padding, and each counts as the mean of its places.
         """
+
+    def outputs(self, known: Knowledge, batch: Mapping[str, Tensor]) -> Knowledge:
+        """What was observed in a model, with its logits at the places that labels and masks have, classes last."""
 
     def defaults(self) -> Defaults:
         """The losses that labels and logits take when a term names none, and those that make no sense here."""

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.checks import problem
 from potstill.errors import ModelError
-from potstill.knowledge import TEACHERS
+from potstill.knowledge import TEACHERS, Knowledge
 from potstill.knowledge.architectures import describe, longest_input
 from potstill.tasks.base import Batch, Rows, Sample, Words, quiet_transformers
 
@@ -112,6 +112,10 @@ class ReadsTokens:
         """Refuse rows that are longer than a model has positions for, and ids that it has no embeddings for."""
         require_positions(name, model, rows)
         require_embeddings(name, model, reader, rows)
+
+    def outputs(self, known: Knowledge, batch: Mapping[str, Any]) -> Knowledge:
+        """Logits of rows and tokens stay as they are."""
+        return known
 
     def two_readers(
         self, reader: PreTrainedTokenizerBase, teachers: PreTrainedTokenizerBase, terms: Sequence[str]

@@ -175,10 +175,11 @@ class Distiller(Member):
         """What each teacher knows of a batch, without gradients."""
         observers: dict[str, Observer | Recall] = self.__dict__["_observe_teachers"]
         with torch.no_grad(), torch.autocast(self.student.device.type, enabled=False):
-            return {name: self._shared(observer(batch)) for name, observer in observers.items()}
+            return {name: self._shared(observer(batch), batch) for name, observer in observers.items()}
 
-    def _shared(self, known: Knowledge) -> Knowledge:
-        """What was observed, with logits of the tokens that all models have."""
+    def _shared(self, known: Knowledge, batch: Mapping[str, Tensor]) -> Knowledge:
+        """What was observed, with logits where the labels are, and of the tokens that all models have."""
+        known = self.task.outputs(known, batch)
         return known.shared_logits(self.vocabulary) if self.task.of_tokens and self.vocabulary is not None else known
 
     def forward(
@@ -189,7 +190,7 @@ class Distiller(Member):
     ) -> Parts:
         """The loss of a micro-batch, with the denominators of the whole accumulation window in `counts`."""
         taught = self.teach(batch)
-        seen = [self._shared(member._observe_student(batch)) for member in self.members]
+        seen = [self._shared(member._observe_student(batch), batch) for member in self.members]
         scene = Scene(
             labels=self.task.targets(batch),
             masks=self.task.masks(batch),
