@@ -12,6 +12,7 @@ from tiny_runs import SHORT, tiny_recipe, tiny_teacher
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from potstill.errors import ModelError, RecipeError
+from potstill.export.runtime import OnnxModel
 from potstill.pipeline import run
 from potstill.preflight import start_student
 from potstill.progress import Silent
@@ -145,6 +146,7 @@ def image_recipe(folder: Path, student: dict[str, Any], terms: list[dict[str, An
 
 def test_a_deit_with_its_token_learns_from_a_teacher_of_a_config(tmp_path: Path) -> None:
     recipe = image_recipe(tmp_path, {"config": DEIT}, HARD) | {"evaluate": {"baseline": True, "cost": False}}
+    recipe["export"] = {"formats": ["onnx"]}
     found = run(recipe, tmp_path / "run")
     student = AutoModelForImageClassification.from_pretrained(found.student)
     assert type(student).__name__ == "DeiTForImageClassificationWithTeacher"
@@ -153,6 +155,11 @@ def test_a_deit_with_its_token_learns_from_a_teacher_of_a_config(tmp_path: Path)
     assert set(curves["student"]) == {"labels", "logits"}
     assert set(curves["baseline"]) == {"labels"}  # of the mean of both, as it answers
     assert AutoImageProcessor.from_pretrained(found.student, backend="pil").size["width"] == 48
+    exported = OnnxModel(next((tmp_path / "run").rglob("*.onnx")))
+    pixels = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        answer = student.eval()(pixels).logits
+    torch.testing.assert_close(torch.as_tensor(exported({"pixel_values": pixels})), answer, atol=1e-4, rtol=1e-3)
     title = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))["run"]["title"]
     assert title.startswith("a new vit to a new deit")
 
