@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_images import tiny_image_folder
+from tiny_images import tiny_image_folder, tiny_image_model
 from tiny_runs import FAST, SHORT, tiny_files, tiny_teacher, write_csv
 
 from potstill.pipeline import run
@@ -53,8 +53,11 @@ def of_texts(written: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def of_images(written: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A recipe with tiny pictures; its own models are small enough."""
-    return shortened(written) | {"data": {"name": tiny_image_folder(folder / "data")}} | FAST
+    """A recipe with tiny pictures and, where its teacher is no config, a tiny teacher."""
+    made = shortened(written) | {"data": {"name": tiny_image_folder(folder / "data")}} | FAST
+    if "model" in made["teacher"]:
+        made["teacher"] = {**made["teacher"], "model": tiny_image_model(folder / "model")}
+    return made
 
 
 @pytest.mark.parametrize("name", RECIPES)

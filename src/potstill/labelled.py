@@ -55,8 +55,9 @@ def classified(kind: type[Classified], recipe: Recipe, teacher: str, say: Say) -
     data = recipe.data
     found, notes = load.load_with_notes(source_of(data))
     columns, guessed = GUESSES[kind](found, data.columns.model_dump(exclude_unset=True))
+    found, seen = columns.looked_at(found)
     found, cut = load.missing_splits(found, validation=data.validation, test=data.test, columns=columns)
-    for note in [*notes, *guessed, *cut]:
+    for note in [*notes, *guessed, *seen, *cut]:
         say(note)
     if found.pop(UNLABELLED, None) is not None:
         say("the split unlabelled is left out; to learn from such rows too, name their source under data.unlabelled")

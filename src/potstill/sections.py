@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass as validated
 
@@ -22,6 +22,7 @@ else:
     Train = validated(TrainSettings, config=STRICT)
     Refine = validated(RefineSettings, config=STRICT)
 Share = Annotated[float, Gt(0), Lt(1)]
+Channel = Annotated[int, Ge(0), Le(255)]
 STUDENTS = ("student", "baseline", "pretrained_baseline")  # who else a run trains: no names of teachers
 
 
@@ -54,6 +55,7 @@ class ColumnsSection(Section):
     text_pair: str | None = None
     image: str | None = None
     label: str | list[str] | None = None
+    label_map: str | None = None
 
 
 class DataSection(SourceSection):
@@ -61,11 +63,17 @@ class DataSection(SourceSection):
 
     Texts are cut to `max_length` tokens. Images are read as each model's image processor has it, unless `image_size`
     says to which size (one number for a square, or height and width) all of them are resized.
+
+    For label maps, `palette` has a colour for each id from 0, `void` lists the ids that mean no class, and
+    `class_weights` weighs the classes in the loss of labels.
     """
 
     columns: ColumnsSection = ColumnsSection()
     problem: Literal["single_label", "multi_label", "regression"] | None = None
     names: list[str] | None = None
+    palette: list[tuple[Channel, Channel, Channel]] | None = None
+    void: list[Annotated[int, Ge(0)]] | None = None
+    class_weights: Literal["frequency"] | list[Annotated[float, Ge(0)]] | None = None
     unlabelled: SourceSection | None = None
     max_length: Annotated[int, Ge(2)] = 128
     image_size: Annotated[int, Ge(1)] | tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]] | None = None

@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 
 from potstill.knowledge.observe import READ
-from potstill.tasks.images import image_bytes
+from potstill.tasks.pictures import image_bytes
 
 INPUTS = (*READ, "position_ids", "decoder_input_ids", "pixel_values", "image")
 """The columns that a teacher may read; labels and numbers of rows are none of its business."""

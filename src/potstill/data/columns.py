@@ -73,6 +73,9 @@ class Columns(Protocol):
     def inputs(self) -> tuple[str, ...]:
         """The columns that a model is given."""
 
+    def looked_at(self, dataset: DatasetDict) -> tuple[DatasetDict, list[str]]:
+        """The data after all that takes a look at every row has been done, and what the user has to know of it."""
+
     def keys(self, rows: Dataset) -> list[str]:
         """What tells rows apart, one text a row: two rows with the same show the same."""
 
@@ -102,6 +105,10 @@ class TextColumns:
     def inputs(self) -> tuple[str, ...]:
         """The columns that a model is given: the texts."""
         return self.texts
+
+    def looked_at(self, dataset: DatasetDict) -> tuple[DatasetDict, list[str]]:
+        """Texts as they are."""
+        return dataset, []
 
     def keys(self, rows: Dataset) -> list[str]:
         """What tells rows apart: their texts, normalised."""

@@ -23,6 +23,8 @@ from datasets import Dataset, DatasetDict, Value, load_dataset, load_from_disk
 from potstill.checks import problem, unknown_name
 from potstill.data.columns import LABELS, Columns, guess_columns, text_keys
 from potstill.data.formats import READERS, read_table
+from potstill.data.image_folders import read_image_folder
+from potstill.data.images import with_image_columns
 from potstill.data.samples import is_sample, load_sample_data
 from potstill.errors import DataError
 
@@ -78,7 +80,7 @@ def load_with_notes(source: Source) -> tuple[DatasetDict, list[str]]:
     else:
         _refuse(source, ("options",), "a hub data set")
         dataset, notes = _renamed(_from_hub(source))
-    dataset, left_out = without_unlabelled(dataset)
+    dataset, left_out = without_unlabelled(with_image_columns(dataset))
     return dataset, notes + left_out
 
 
@@ -136,11 +138,12 @@ def missing_splits(
     if not wanted:
         return dataset, []
     train = dataset["train"]
+    what = "texts" if columns is None or isinstance(columns, Sequence) else f"{columns.what.split()[-1]}s"
     cut = _cut(_keys(train, columns), wanted, seed)
     made = {name: train.select(sorted(rows)) for name, rows in cut.items()}
     notes = [
         f"{name}: {len(made[name])} of the {len(train)} rows of train, cut off by a fixed draw (seed {seed}); "
-        "equal texts stay together"
+        f"equal {what} stay together"
         for name in wanted
     ]
     return DatasetDict({**dataset, **made}), notes
@@ -263,13 +266,17 @@ def _from_path(path: Path) -> tuple[DatasetDict, list[str]]:
         match = re.match(rf"({known})(?![a-z])", file.name.lower())
         if match and file.suffix.lower() in READERS and file.is_file():
             files.setdefault(match[1], []).append(str(file))
+    if not files and (images := read_image_folder(path, {*SPLITS, *ALIASES})) is not None:
+        renamed, notes = _renamed(images[0])
+        return renamed, images[1] + notes
     if not files:
         inside = ", ".join(sorted(file.name for file in path.iterdir())[:10]) or "nothing"
         raise DataError(
             problem(
                 f"The folder {path} holds no data that can be read",
                 given=inside,
-                do=f"Call the files after their split, such as train.csv ({', '.join(READERS)}), or set data.files",
+                do=f"Call the files after their split, such as train.csv ({', '.join(READERS)}), or set data.files; "
+                "images lie in train/CLASS/, or in train/images/ beside train/labels/",
             )
         )
     return _from_files(files)

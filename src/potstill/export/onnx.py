@@ -148,8 +148,8 @@ def _traceable(model: Any) -> Any:
 
 
 def _example(model: Any, names: list[str], longest: int | None, size: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Inputs of 3 rows to trace with: valid ids [3, S], the second row padded at its end, or pixels [3, 3, H, W]. No size
-    in them is 1, which tracing would take for a constant."""
+    """Inputs of 3 rows to trace with: valid ids [3, S], the second row padded at its end, or pixels [3, 3, H, W]. No
+    size in them is 1, which tracing would take for a constant."""
     batch, sequence = 3, min(11, longest or 11)
     if names == [PIXELS]:
         return {PIXELS: torch.linspace(-1, 1, batch * 3 * size[0] * size[1]).reshape(batch, 3, *size)}

@@ -30,7 +30,7 @@ def require_packages() -> None:
 
 
 class OnnxModel:
-    """An ONNX classifier as a function of one batch: {name: ids [B, S], or pixels [B, 3, H, W]} -> float32 logits [B, V].
+    """An ONNX classifier as a function of a batch: {name: ids [B, S] or pixels [B, 3, H, W]} -> float32 logits [B, V].
 
     A batch may hold numpy arrays or torch tensors on the CPU, and more inputs than the file takes.
     """

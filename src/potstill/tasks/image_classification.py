@@ -11,7 +11,8 @@ from transformers import AutoModelForImageClassification
 from potstill.knowledge import TEACHERS
 from potstill.tasks.base import Batch
 from potstill.tasks.classification import Classification, label_columns
-from potstill.tasks.images import ImageReader, ReadsImages, decoded
+from potstill.tasks.images import ImageReader, ReadsImages
+from potstill.tasks.pictures import decoded
 
 
 @dataclass(frozen=True)

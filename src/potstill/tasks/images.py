@@ -17,9 +17,8 @@ Decisions:
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from io import BytesIO
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -35,6 +34,7 @@ from potstill.checks import problem
 from potstill.errors import DataError, ModelError
 from potstill.knowledge import inputs_for
 from potstill.tasks.base import Batch, Rows, Sample, quiet_transformers
+from potstill.tasks.pictures import as_rgb, decoded
 
 Size: TypeAlias = tuple[int, int]
 """Height and width."""
@@ -73,8 +73,8 @@ class ImageReader:
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
-        """[3,H,W] float32 of a Pillow image, or of a uint8 tensor [3,h,w] or [h,w]."""
-        picture = as_rgb(image)
+        """[3,H,W] float32 of a Pillow image, or of a uint8 tensor [3,h,w], [1,h,w] or [h,w]."""
+        picture = as_rgb(_picture(image) if isinstance(image, Tensor) else image)
         if self.processor is not None:
             return torch.as_tensor(self.processor(picture, return_tensors="pt")["pixel_values"][0])
         if self.resize is not None:
@@ -152,54 +152,50 @@ def reader_of(processor: Any, *, size: int | Size | None = None) -> ImageReader:
         height, width = size_of(size)
         processor.do_resize, processor.do_center_crop = True, False
         processor.size = {"height": height, "width": width}
-    given = processor.to_dict()
-    resize = _edge_or_size(given.get("size")) if given.get("do_resize") else None
-    crop = _edge_or_size(given.get("crop_size")) if given.get("do_center_crop") else None
-    out = crop if isinstance(crop, tuple) else resize
-    if not isinstance(out, tuple):
+    tried = [
+        (picture, torch.as_tensor(processor(picture, return_tensors="pt")["pixel_values"][0])) for picture in _noise()
+    ]
+    sizes = {(int(theirs.shape[-2]), int(theirs.shape[-1])) for _, theirs in tried}
+    if len(sizes) > 1:
         raise ModelError(
             problem(
                 f"{type(processor).__name__} gives images of several sizes",
-                given=f"size {given.get('size')}",
+                given=", ".join(f"{height} x {width}" for height, width in sorted(sizes)),
                 follows="They don't fit into one batch",
                 do="Set data.image_size, such as [224, 224]",
             )
         )
+    made = _as_configured(processor, sizes.pop())
+    same = all(_close(made(picture), theirs) for picture, theirs in tried)
+    return made if same else replace(made, processor=processor)
+
+
+def _as_configured(processor: Any, size: Size) -> ImageReader:
+    """The reader that does what a processor's configuration says, as far as a reader can."""
+    given = processor.to_dict()
     rescaled, normalised = given.get("do_rescale", False), given.get("do_normalize", False)
-    made = ImageReader(
-        size=out,
-        resize=resize,
-        resample=int(given.get("resample") if given.get("resample") is not None else Image.Resampling.BILINEAR),
+    resample = given.get("resample")
+    return ImageReader(
+        size=size,
+        resize=_edge_or_size(given.get("size")) if given.get("do_resize") else None,
+        resample=int(Image.Resampling.BILINEAR if resample is None else resample),
         scale=float(given.get("rescale_factor", 1 / 255)) if rescaled else 1.0,
         mean=_channels(given.get("image_mean"), 0.0) if normalised else (0.0,) * 3,
         std=_channels(given.get("image_std"), 1.0) if normalised else (1.0,) * 3,
         stored=json.loads(processor.to_json_string()),
     )
-    return made if _agrees(made, processor) else ImageReader(**{**made.__dict__, "processor": processor})
 
 
-def _agrees(reader: ImageReader, processor: Any) -> bool:
-    """Whether a reader does what a processor does, tried on an image that is larger than most and one that is small.
-
-    Raises:
-        ModelError: what comes out of the processor has another size than its configuration says.
-    """
+def _noise() -> Iterator[Image.Image]:
+    """An image that is larger than most are read at, and one that is smaller."""
     for height, width in ((301, 407), (23, 17)):
-        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        picture = Image.fromarray(pixels)
-        theirs = torch.as_tensor(processor(picture, return_tensors="pt")["pixel_values"][0])
-        if theirs.shape[-2:] != reader.size:
-            raise ModelError(
-                problem(
-                    f"{type(processor).__name__} gives images of another size than it says",
-                    given=f"{tuple(theirs.shape[-2:])}, and says {reader.size}",
-                    do="Set data.image_size, such as [224, 224]",
-                )
-            )
-        ours = reader(picture)
-        if ours.shape != theirs.shape or (ours - theirs).abs().max() > SAME * max(1.0, float(theirs.abs().max())):
-            return False
-    return True
+        yield Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.shape == theirs.shape and bool(
+        (ours - theirs).abs().max() <= SAME * max(1.0, float(theirs.abs().max()))
+    )
 
 
 def size_of(size: Any) -> Size:
@@ -228,12 +224,10 @@ def _channels(values: Any, default: float) -> tuple[float, ...]:
     return tuple(listed * 3 if len(listed) == 1 else listed)
 
 
-def as_rgb(image: Image.Image | Tensor) -> Image.Image:
-    """An RGB picture of a Pillow image, or of a uint8 tensor [3,h,w], [1,h,w] or [h,w]."""
-    if isinstance(image, Tensor):
-        pixels = image if image.ndim == 3 else image.unsqueeze(0)
-        image = Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
-    return image if image.mode == "RGB" else image.convert("RGB")
+def _picture(pixels: Tensor) -> Image.Image:
+    """A Pillow image of a uint8 tensor; grey is repeated."""
+    pixels = pixels if pixels.ndim == 3 else pixels.unsqueeze(0)
+    return Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
 
 
 def _resized(picture: Image.Image, to: Size | int, resample: int) -> Image.Image:
@@ -257,35 +251,6 @@ def _centre(pixels: Tensor, size: Size) -> Tensor:
 
 
 # ---- images of rows
-
-
-def image_bytes(stored: Mapping[str, Any]) -> bytes:
-    """The file of an image, as a row holds it: its bytes, or else the path where it lies.
-
-    Raises:
-        DataError: it is neither there nor at its path.
-    """
-    if stored.get("bytes") is not None:
-        return bytes(stored["bytes"])
-    try:
-        return Path(str(stored.get("path"))).read_bytes()
-    except OSError as error:
-        raise DataError(
-            problem("An image can't be read", given=str(error), do="Put it back, or remove its row")
-        ) from error
-
-
-def decoded(stored: Any) -> Image.Image:
-    """The picture of an image, as a row holds it; one that is decoded already is given back."""
-    if isinstance(stored, Image.Image):
-        return stored
-    try:
-        picture = Image.open(BytesIO(image_bytes(stored)))
-        picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        given = f"{stored.get('path') or 'bytes'}: {error}"
-        raise DataError(problem("An image can't be decoded", given=given, do="Repair or remove its row")) from error
-    return picture
 
 
 class ReadsImages:
