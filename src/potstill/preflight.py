@@ -317,7 +317,5 @@ def student_notes(bench: Workbench, found: Preflight) -> list[str]:
         lines.append(f"vocabulary: {before:,} to {after:,} tokens, {saved / 1e6:.1f} MB of embeddings less")
     if bench.teachers is not None:
         terms = [name for stage in found.stages for name in token_terms(stage)]
-        each = f"token by token for {', '.join(dict.fromkeys(terms))}: the tokens of every training row are the same"
-        compared = each if terms else "by row, not by token"
-        lines.append(f"tokenizers: teacher and student have one each, and are compared {compared}")
+        lines.append(bench.task.two_readers(bench.reader, bench.teachers.reader, list(dict.fromkeys(terms))))
     return lines
