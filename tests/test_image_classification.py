@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
-from tiny_images import NAMES, tiny_image_model, tiny_image_recipe
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
+from tiny_images import NAMES, tiny_image_model, tiny_image_recipe, tiny_image_rows
 from tiny_runs import Told, merged
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -113,3 +114,20 @@ def test_rows_of_images_are_known_by_their_files_content(recipe: dict[str, Any],
     Path(files[1]).write_bytes(Path(files[2]).read_bytes())
     keys = row_keys(elsewhere.select([0, 1, 2])).tolist()
     assert keys[1] == keys[2] == row_keys(rows).tolist()[2]
+
+
+def test_images_without_labels_teach_and_those_of_evaluated_splits_are_left_out(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    more, known = tiny_image_rows(5, seed=9), bench_of(recipe).raw["test"].select(range(2))
+    pictures = [*more["image"], *known["image"]]
+    Dataset.from_dict({"image": pictures}, features=Features({"image": ImageFeature()})).save_to_disk(tmp_path / "more")
+    made = merged(recipe, {"data": {"unlabelled": {"name": str(tmp_path / "more")}}})
+    told = Told()
+    bench = prepare_workbench(load_recipe(made), told.say)
+    assert len(bench.rows["unlabelled"]) == 5 and "2 unlabelled rows are left out" in told.text
+    assert set(bench.rows["unlabelled"]["labels"]) == {-100}
+    student = run(made, tmp_path / "run").results["models"][-1]
+    assert student["training"]["rows_seen"] == 16
+    batch = bench.collate(bench.transfer.select([0, 24]).to_list())
+    assert bench.task.masks(batch)["labels"].tolist() == [True, False]
