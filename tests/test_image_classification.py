@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from tiny_images import NAMES, tiny_image_model, tiny_image_recipe
 from tiny_runs import Told, merged
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from potstill.cache import row_keys
 from potstill.pipeline import run
 from potstill.recipe import load_recipe
 from potstill.tasks import ImageClassification
@@ -84,3 +86,35 @@ def test_costs_and_exports_of_convolutions_are_measured(recipe: dict[str, Any], 
     whole, int8 = results["exports"]
     assert whole["max_logit_difference"] < 1e-3 < int8["max_logit_difference"] and int8["agreement"] is not None
     assert int8["peak_memory_bytes"] > 0
+
+
+# ---- a cache
+
+
+def test_a_teacher_of_images_is_remembered_exactly(recipe: dict[str, Any], tmp_path: Path) -> None:
+    terms = [{"knowledge": "logits"}, {"knowledge": "hidden", "layers": "uniform"}]
+    made = merged(recipe, {"distill": [{"terms": terms, "train": recipe["distill"][0]["train"]}]})
+    live = run(merged(made, {"cache": {"use": "never"}}), tmp_path / "live").results
+    kept = run(merged(made, {"cache": {"use": "always", "precision": "float32"}}), tmp_path / "kept").results
+    assert kept["kept"]["teacher"]["written_rows"] == 24
+    ours, theirs = (next(one for one in found["models"] if one["key"] == "student") for found in (kept, live))
+    for ours_points, its in zip(ours["curves"], theirs["curves"], strict=True):
+        for a, b in zip(ours_points["points"], its["points"], strict=True):
+            assert a["parts"] == pytest.approx(b["parts"], rel=1e-4)
+    only = {"use": "only", "precision": "float32", "folder": str(tmp_path / "kept/cache")}
+    again = run(merged(made, {"cache": only}), tmp_path / "again")
+    assert again.results["kept"]["teacher"]["written_rows"] == 0
+
+
+def test_rows_of_images_are_known_by_their_files_content(recipe: dict[str, Any], tmp_path: Path) -> None:
+    rows = bench_of(recipe).rows["train"].select(range(3))
+    files = []
+    for number, row in enumerate(rows):
+        files.append(str(tmp_path / f"{number}.png"))
+        Path(files[-1]).write_bytes(row["image"]["bytes"])
+    features = rows.select_columns(["image"]).features
+    elsewhere = Dataset.from_dict({"image": [{"bytes": None, "path": file} for file in files]}, features=features)
+    assert row_keys(elsewhere).tolist() == row_keys(rows).tolist() and len(set(row_keys(rows).tolist())) == 3
+    Path(files[1]).write_bytes(Path(files[2]).read_bytes())
+    keys = row_keys(elsewhere.select([0, 1, 2])).tolist()
+    assert keys[1] == keys[2] == row_keys(rows).tolist()[2]

@@ -24,7 +24,7 @@ from potstill.labelled import TRAIN, head_names, lowered
 from potstill.mappings import selection
 from potstill.objective import BoundObjective
 from potstill.recipe import Recipe
-from potstill.sections import FurtherTeacherSection, StageSection, StudentSection
+from potstill.sections import FurtherTeacherSection, StageSection, StudentSection, architecture_named
 from potstill.students import (
     build_student,
     configuration,
@@ -277,8 +277,11 @@ def needed_bytes(found: Preflight, recipe: Recipe) -> int:
 
 
 def shape_text(model: PreTrainedModel) -> str:
-    """``bert, 6 layers of width 384, 12 heads``."""
+    """``bert, 6 layers of width 384, 12 heads``, or ``resnet, stages of 64, 128, 256, 512 channels``."""
     shape = describe(model)
+    if not shape.layers:
+        channels = ", ".join(map(str, shape.channels))
+        return f"{shape.family}, stages of {channels} channels" if channels else shape.family
     layers = f"{shape.layers} layer{'s' * (shape.layers != 1)}"
     return f"{shape.family}, {layers} of width {shape.width}, {shape.heads} heads"
 
@@ -286,6 +289,8 @@ def shape_text(model: PreTrainedModel) -> str:
 def student_notes(bench: Workbench, found: Preflight) -> list[str]:
     """How the student starts and what it reads, in a few plain lines: for the plan, and for what a run says."""
     section, lines = bench.recipe.student, []
+    if section.origin == "config" and stands_alone(section.config):
+        lines.append(f"student: {architecture_named(section.config)}, with random weights")
     if section.origin == "teacher":
         whose = {
             "teacher": "the teacher's weights" + (", as trained here" if bench.recipe.teacher.train else ""),
@@ -312,7 +317,5 @@ def student_notes(bench: Workbench, found: Preflight) -> list[str]:
         lines.append(f"vocabulary: {before:,} to {after:,} tokens, {saved / 1e6:.1f} MB of embeddings less")
     if bench.teachers is not None:
         terms = [name for stage in found.stages for name in token_terms(stage)]
-        each = f"token by token for {', '.join(dict.fromkeys(terms))}: the tokens of every training row are the same"
-        compared = each if terms else "by row, not by token"
-        lines.append(f"tokenizers: teacher and student have one each, and are compared {compared}")
+        lines.append(bench.task.two_readers(bench.reader, bench.teachers.reader, list(dict.fromkeys(terms))))
     return lines

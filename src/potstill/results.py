@@ -61,7 +61,7 @@ def assemble(
         "models": list(entries.values()),
         **judgement(by_key["student"], by_key, truth),
         # an accelerator's time beside a processor's would be no comparison
-        "highlights": highlights(entries, [] if torch.cuda.is_available() else exports),
+        "highlights": highlights(entries, [] if torch.cuda.is_available() else exports, bench.task.words.row),
         "per_class_change": per_class_change(entries),
         "exports": list(exports),
         "examples": _examples(bench, by_key, truth),
@@ -124,6 +124,7 @@ def _data(bench: Workbench) -> dict[str, Any]:
         "splits": {split: len(rows) for split, rows in bench.rows.items()},
         "evaluated_on": bench.evaluated_on,
         "classes": list(bench.task.names) if bench.task.problem != "regression" else [],
+        "rows": bench.task.words.rows,
         **_sizes(bench),
     }
 
@@ -157,7 +158,7 @@ def _examples(bench: Workbench, by_key: Mapping[str, Contender], truth: Truth) -
 def _how(bench: Workbench, contenders: Sequence[Contender]) -> list[dict[str, str]]:
     """How every number was made, in words."""
     seeds = len(contenders[-1].seeds)
-    rows = len(bench.rows[bench.evaluated_on])
+    rows, words = len(bench.rows[bench.evaluated_on]), bench.task.words
     attention = {
         "number": "Attention",
         "made": "Maps of the student that ships, and of its baselines, beside the teacher's, on a fixed draw of the "
@@ -205,22 +206,22 @@ def _how(bench: Workbench, contenders: Sequence[Contender]) -> list[dict[str, st
         {
             "number": "Latency and throughput",
             "made": "All models and files in turns, round by round, on rows of the evaluated split as they come, "
-            "padded to the longest of their batch; median and 95th percentile of one call, tokenisation apart. "
+            f"{words.batched}; median and 95th percentile of one call. "
             "Throughput at batch 32. The baselines have the student's architecture, and so its cost.",
         },
         {
             "number": "Size",
-            "made": "The files that a server needs, weights, config and tokenizer, in bytes on disk. An exported file "
-            "alone.",
+            "made": f"The files that a server needs, {words.files}, in bytes on disk. An exported file alone.",
         },
         {
             "number": "MACs",
-            "made": "Multiply-adds of the matrix products in one forward pass at the mean length, attention included.",
+            "made": "Multiply-adds of the matrix products and convolutions in one forward pass "
+            f"{words.sized}, attention included.",
         },
         {
             "number": "Peak memory",
-            "made": "In a process of its own: the peak while loading the model and running one batch of 32 at the 95th "
-            "percentile of the lengths, less what its imports take.",
+            "made": "In a process of its own: the peak while loading the model and running one batch of 32 "
+            f"{words.long}, less what its imports take.",
         },
     ]
 

@@ -103,6 +103,7 @@ def data_facts(results: Results) -> Facts:
         ("Name", data.get("name")),
         ("Licence", data.get("licence")),
         ("Classes", names),
+        ("Images are read at", formats.pixels(data.get("image_size"))),
         ("Tokens a row", ", ".join(lengths)),
         ("Cut at", f"{formats.whole(data.get('max_length'))} tokens" if data.get("max_length") else ""),
         ("Evaluated on", data.get("evaluated_on")),

@@ -35,6 +35,18 @@ class LoadedModel:
 
 
 @dataclass(frozen=True)
+class Words:
+    """How a report speaks of rows, and of what is done to them."""
+
+    row: str  # one of them
+    rows: str  # many of them, where they are counted by the second
+    files: str  # what a server needs
+    batched: str  # what a call that is timed begins with
+    sized: str  # at what size multiply-adds are counted
+    long: str  # at what size memory is measured
+
+
+@dataclass(frozen=True)
 class Sample:
     """The size of a batch that stands for many: the shape of each input, and what a reader is told of it."""
 
@@ -70,6 +82,10 @@ class Task(Protocol):
     @property
     def of_tokens(self) -> bool:
         """Whether there is an output for every token, over the vocabulary, and not one for the whole row."""
+
+    @property
+    def words(self) -> Words:
+        """How a report speaks of its rows."""
 
     @property
     def auto_class(self) -> Any:
@@ -141,6 +157,9 @@ class Task(Protocol):
 
     def unaligned(self, rows: Rows, reader: Any, teachers: Any) -> str | None:
         """The first row whose positions mean something else to the teachers, in words; None where all are the same."""
+
+    def two_readers(self, reader: Any, teachers: Any, terms: Sequence[str]) -> str:
+        """What to say where the teachers have a reader of their own, and these terms compare position by position."""
 
     def targets(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         """The labels of a batch, with harmless values where a row has none."""

@@ -34,7 +34,7 @@ from potstill.augment.image import Augmentation
 from potstill.checks import problem
 from potstill.errors import DataError, ModelError
 from potstill.knowledge import inputs_for
-from potstill.tasks.base import Batch, Rows, Sample, quiet_transformers
+from potstill.tasks.base import Batch, Rows, Sample, Words, quiet_transformers
 from potstill.tasks.pictures import as_rgb, decoded, thumbnail
 
 Size: TypeAlias = tuple[int, int]
@@ -259,6 +259,14 @@ class ReadsImages:
 
     augmentation: Augmentation | None = None
     columns = ("image",)
+    words = Words(
+        row="image",
+        rows="images",
+        files="weights, config and image processor",
+        batched="decoded and resized before",
+        sized="at the size that the model reads images at",
+        long="at that size",
+    )
     reader_columns = ()  # each image is stored once, and read when it is batched
 
     def load_reader(
@@ -345,6 +353,10 @@ class ReadsImages:
             ) from error
         finally:
             model.train(was_training)
+
+    def two_readers(self, reader: ImageReader, teachers: ImageReader, terms: Sequence[str]) -> str:
+        """How each of them reads the same images."""
+        return f"images: the student reads them at {reader_text(reader)}; the teacher at {reader_text(teachers)}"
 
     def unaligned(self, rows: Rows, reader: ImageReader, teachers: ImageReader) -> None:
         """Every place of an image shows the same to both readers, but for what one of them cuts off at the edges."""

@@ -14,7 +14,7 @@ from potstill.checks import problem
 from potstill.errors import ModelError
 from potstill.knowledge import TEACHERS
 from potstill.knowledge.architectures import describe, longest_input
-from potstill.tasks.base import Batch, Rows, Sample, quiet_transformers
+from potstill.tasks.base import Batch, Rows, Sample, Words, quiet_transformers
 
 ROWS_OF_A_PROCESS = 5000  # fewer aren't worth starting one
 BATCH = 1000
@@ -27,6 +27,14 @@ class ReadsTokens:
     augmentation = None
     columns = ("input_ids", "token_type_ids")
     reader_columns = columns
+    words = Words(
+        row="text",
+        rows="rows",
+        files="weights, config and tokenizer",
+        batched="padded to the longest of their batch, tokenisation apart",
+        sized="at the mean length",
+        long="at the 95th percentile of the lengths",
+    )
 
     def load_reader(
         self, path: str | Path, *, trust_remote_code: bool = False, size: Any = None
@@ -107,6 +115,14 @@ class ReadsTokens:
         """Refuse rows that are longer than a model has positions for, and ids that it has no embeddings for."""
         require_positions(name, model, rows)
         require_embeddings(name, model, reader, rows)
+
+    def two_readers(
+        self, reader: PreTrainedTokenizerBase, teachers: PreTrainedTokenizerBase, terms: Sequence[str]
+    ) -> str:
+        """How rows with two tokenizers are compared."""
+        each = f"token by token for {', '.join(terms)}: the tokens of every training row are the same"
+        compared = each if terms else "by row, not by token"
+        return f"tokenizers: teacher and student have one each, and are compared {compared}"
 
     def unaligned(self, rows: Rows, reader: PreTrainedTokenizerBase, teachers: PreTrainedTokenizerBase) -> str | None:
         """The first row whose tokens aren't the same ones for student and teachers, with its tokens."""
