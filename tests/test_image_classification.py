@@ -41,6 +41,11 @@ def test_a_batch_holds_what_the_student_reads(recipe: dict[str, Any]) -> None:
 def test_a_run_goes_from_images_to_a_report(recipe: dict[str, Any], tmp_path: Path) -> None:
     outcome = run(recipe, tmp_path / "run")
     assert outcome.report.exists() and "accuracy" in outcome.results["models"][0]["metrics"]
+    examples = outcome.results["examples"]
+    pictures = [item["image"] for key in ("teacher_right", "student_right") for item in examples[key]]
+    page = outcome.report.read_text(encoding="utf-8")
+    assert all(f'<img src="{address}"' in page for address in pictures)
+    assert len(pictures) == min(8, examples["counts"]["teacher_only"]) + min(8, examples["counts"]["student_only"])
     student = AutoModelForImageClassification.from_pretrained(outcome.student)
     assert student.config.num_hidden_layers == 2 and student.config.id2label == dict(enumerate(NAMES))
     processor = AutoImageProcessor.from_pretrained(outcome.student, backend="pil")
