@@ -132,6 +132,9 @@ class Task(Protocol):
     def shown(self, rows: Dataset) -> list[Any]:
         """What stands for each row in a report: its text, its two texts, or the name of its image."""
 
+    def pictured(self, row: Mapping[str, Any]) -> str | None:
+        """A small picture of a row for a report, as a ``data:`` address; None where rows show none."""
+
     def limit(self, reader: Any, asked: int, model: PreTrainedModel | None = None) -> int | None:
         """To how many tokens rows are cut, where `asked` are wanted, for a model if it is given; None: nothing is."""
 

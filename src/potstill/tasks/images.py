@@ -36,7 +36,7 @@ from potstill.errors import DataError, ModelError
 from potstill.knowledge import Knowledge, inputs_for
 from potstill.tasks.base import Batch, Rows, Sample, Words, quiet_transformers
 from potstill.tasks.label_maps import VOID
-from potstill.tasks.pictures import as_rgb, decoded
+from potstill.tasks.pictures import as_rgb, decoded, thumbnail
 
 Size: TypeAlias = tuple[int, int]
 """Height and width."""
@@ -318,6 +318,10 @@ class ReadsImages:
         """The name of each image's file, or its number in the split where it has none."""
         stored = rows.cast_column("image", ImageFeature(decode=False))["image"]
         return [Path(one["path"]).name if one["path"] else f"image {number}" for number, one in enumerate(stored)]
+
+    def pictured(self, row: Mapping[str, Any]) -> str:
+        """The image, made small."""
+        return thumbnail(decoded(row["image"]))
 
     def limit(self, reader: ImageReader, asked: int, model: PreTrainedModel | None = None) -> None:
         """Images aren't cut to a number of tokens."""

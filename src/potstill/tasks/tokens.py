@@ -68,6 +68,9 @@ class ReadsTokens:
             return list(zip(rows["text"], rows["text_pair"], strict=True))
         return list(rows["text"])
 
+    def pictured(self, row: Mapping[str, Any]) -> None:
+        """Texts have no pictures."""
+
     def limit(self, reader: PreTrainedTokenizerBase, asked: int, model: PreTrainedModel | None = None) -> int:
         """To how many tokens rows are cut: as many as asked, or fewer where tokenizer or model end before."""
         positions = None if model is None else longest_input(model)
