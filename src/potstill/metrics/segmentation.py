@@ -56,7 +56,9 @@ def pixel_counts(predicted: Array, labels: Array, classes: int) -> Array:
         2021, https://arxiv.org/abs/2103.16562
     """
     if predicted.shape != labels.shape or labels.ndim != 3:
-        raise ShapeError(message("Predictions and labels are maps [B, H, W] of one size", given=shapes(predicted, labels)))
+        raise ShapeError(
+            message("Predictions and labels are maps [B, H, W] of one size", given=shapes(predicted, labels))
+        )
     for what, numbers in (("Predictions", predicted), ("Labels", labels[labels != VOID])):
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < classes:
             given = f"{numbers.min()} to {numbers.max()}"
@@ -125,9 +127,7 @@ FULL = {
 AT_A_QUARTER = {f"{key}{QUARTER}": function for key, function in FULL.items()}
 
 
-def per_class(
-    counts: Array, labels: Array, names: Sequence[str] | None = None
-) -> list[dict[str, str | float | int]]:
+def per_class(counts: Array, labels: Array, names: Sequence[str] | None = None) -> list[dict[str, str | float | int]]:
     """IoU, accuracy, boundary IoU and support (true pixels) of every class, over all images.
 
     A class that occurs nowhere has 0 in each, and support 0. `names` are the V class names; without them a class is
