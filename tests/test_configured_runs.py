@@ -11,9 +11,11 @@ from tiny_images import tiny_image_recipe
 from tiny_runs import SHORT, tiny_recipe, tiny_teacher
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSequenceClassification
 
+from potstill.comparing.benches import Benches
 from potstill.errors import ModelError, RecipeError
+from potstill.export.runtime import OnnxModel
 from potstill.pipeline import run
-from potstill.preflight import start_student
+from potstill.preflight import preflight, shape_text, start_student, student_notes
 from potstill.progress import Silent
 from potstill.recipe import load_recipe
 from potstill.workbench import prepare_workbench
@@ -145,6 +147,7 @@ def image_recipe(folder: Path, student: dict[str, Any], terms: list[dict[str, An
 
 def test_a_deit_with_its_token_learns_from_a_teacher_of_a_config(tmp_path: Path) -> None:
     recipe = image_recipe(tmp_path, {"config": DEIT}, HARD) | {"evaluate": {"baseline": True, "cost": False}}
+    recipe["export"] = {"formats": ["onnx"]}
     found = run(recipe, tmp_path / "run")
     student = AutoModelForImageClassification.from_pretrained(found.student)
     assert type(student).__name__ == "DeiTForImageClassificationWithTeacher"
@@ -153,6 +156,11 @@ def test_a_deit_with_its_token_learns_from_a_teacher_of_a_config(tmp_path: Path)
     assert set(curves["student"]) == {"labels", "logits"}
     assert set(curves["baseline"]) == {"labels"}  # of the mean of both, as it answers
     assert AutoImageProcessor.from_pretrained(found.student, backend="pil").size["width"] == 48
+    exported = OnnxModel(next((tmp_path / "run").rglob("*.onnx")))
+    pixels = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        answer = student.eval()(pixels).logits
+    torch.testing.assert_close(torch.as_tensor(exported({"pixel_values": pixels})), answer, atol=1e-4, rtol=1e-3)
     title = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))["run"]["title"]
     assert title.startswith("a new vit to a new deit")
 
@@ -169,6 +177,26 @@ def test_a_student_reads_images_at_the_size_that_its_config_names(tmp_path: Path
         batch = read(same)
         assert batch["pixel_values"].shape[-2:] == (32, 48)
         assert "teacher_pixel_values" not in batch
+
+
+def test_what_a_plan_says_of_new_models(tmp_path: Path) -> None:
+    recipe = load_recipe(image_recipe(tmp_path, {"config": {"model_type": "mobilenet_v2", "depth_multiplier": 0.35}}))
+    bench = prepare_workbench(recipe, Silent().say)
+    found = preflight(bench)
+    assert student_notes(bench, found) == ["student: a new mobilenet_v2, with random weights"]
+    assert shape_text(found.student) == "mobilenet_v2, stages of 8, 16, 32, 112 channels"
+    assert shape_text(found.teacher) == "vit, 2 layers of width 16, 2 heads"
+
+
+def test_variants_that_read_images_at_other_sizes_have_benches_of_their_own(tmp_path: Path) -> None:
+    recipe = image_recipe(tmp_path, {"config": VIT})
+    benches = Benches(Silent())
+    first, again, other = (
+        benches.of(load_recipe(recipe | {"student": {"config": VIT | changes}}))
+        for changes in ({}, {"num_hidden_layers": 1}, {"image_size": 24})
+    )
+    assert first.rows is again.rows
+    assert (first.reader.size, other.reader.size) == ((32, 48), (24, 24))
 
 
 def test_a_head_that_a_student_does_not_have_is_refused(tmp_path: Path) -> None:

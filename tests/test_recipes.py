@@ -53,7 +53,7 @@ def of_texts(written: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def of_images(written: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A recipe with tiny pictures and, where its teacher is no config, a tiny teacher."""
+    """A recipe with tiny pictures and, where its teacher is no config, a tiny one; other models are small enough."""
     made = shortened(written) | {"data": {"name": tiny_image_folder(folder / "data")}} | FAST
     if "model" in made["teacher"]:
         made["teacher"] = {**made["teacher"], "model": tiny_image_model(folder / "model")}

@@ -16,7 +16,7 @@ from potstill.checks import problem
 from potstill.data import load, prepare
 from potstill.data.columns import Columns
 from potstill.data.images import guess_image_columns
-from potstill.data.rows import in_order, routed, standard_columns, unlabelled_rows, with_labels
+from potstill.data.rows import in_order, routed, standard_columns, unlabelled_images, unlabelled_rows, with_labels
 from potstill.errors import DataError, ModelError, RecipeError
 from potstill.recipe import Recipe
 from potstill.sections import SourceSection
@@ -67,7 +67,8 @@ def classified(kind: type[Classified], recipe: Recipe, teacher: str, say: Say) -
         found[TRAIN] = found[TRAIN].shuffle(seed=0).select(range(min(data.limit, len(found[TRAIN]))))
     label = columns.label if isinstance(columns.label, str) else list(columns.label)
     labels = prepare.infer_labels(found[TRAIN], label, data.problem, data.names)
-    task = kind(labels.problem, labels.names)
+    changed = {} if data.augment is None else {"augmentation": data.augment}  # of images alone: the recipe sees to it
+    task = kind(labels.problem, labels.names, **changed)
     if recipe.teacher.train is None:
         task = _in_teachers_order(task, teacher, data.names is not None, recipe.teacher.trust_remote_code, say)
     prepare.check(found, columns, labels)
@@ -97,18 +98,19 @@ def classified(kind: type[Classified], recipe: Recipe, teacher: str, say: Say) -
 
 
 def unlabelled(recipe: Recipe, section: SourceSection, raw: Mapping[str, Any], say: Say) -> Any:
-    """Rows without labels, less those whose text is in an evaluated split. Columns are named as in the labelled."""
+    """Rows without labels, less those that show what is in an evaluated split. Columns are named as in the labelled."""
     found, notes = load.load_with_notes(source_of(section))
     there = next(iter(found.values())).column_names
     named = {role: name for role, name in recipe.data.columns if role != "label" and name in there}
-    columns, guessed = prepare.guess_columns(found, named, labelled=False)
+    guess, transfer = TRANSFER[recipe.task]
+    columns, guessed = guess(found, named, labelled=False)
     notes += guessed
     for note in notes:
         say(f"unlabelled rows: {note}")
     held_out = [raw[split] for split in (VALIDATION, TEST) if split in raw]
-    rows, dropped = unlabelled_rows(found, columns, raw[TRAIN], held_out)
+    rows, dropped = transfer(found, columns, raw[TRAIN], held_out)
     if dropped:
-        say(f"{dropped} unlabelled rows are left out: their text is empty, or in validation or test")
+        say(f"{dropped} unlabelled rows are left out: they show nothing, or what is in validation or test")
     return rows
 
 
@@ -165,6 +167,12 @@ GUESSES: dict[type[Classified], Guess] = {
     ImageClassification: guess_image_columns,
 }
 """A classification -> what finds its columns."""
+
+TRANSFER: dict[str, tuple[Guess, Callable[..., tuple[Any, int]]]] = {
+    "text_classification": (prepare.guess_columns, unlabelled_rows),
+    "image_classification": (guess_image_columns, unlabelled_images),
+}
+"""The `task` of a recipe -> what finds the columns of rows without labels, and what makes them rows to learn from."""
 
 LABELLED: dict[str, Labelled] = {
     "text_classification": partial(classified, TextClassification),

@@ -24,7 +24,7 @@ from potstill.labelled import TRAIN, head_names, lowered
 from potstill.mappings import selection
 from potstill.objective import BoundObjective
 from potstill.recipe import Recipe
-from potstill.sections import FurtherTeacherSection, StageSection, StudentSection
+from potstill.sections import FurtherTeacherSection, StageSection, StudentSection, architecture_named
 from potstill.students import (
     build_student,
     configuration,
@@ -277,10 +277,11 @@ def needed_bytes(found: Preflight, recipe: Recipe) -> int:
 
 
 def shape_text(model: PreTrainedModel) -> str:
-    """``bert, 6 layers of width 384, 12 heads``, or ``resnet, 4 stages of 64, 128, 256, 512 channels``."""
+    """``bert, 6 layers of width 384, 12 heads``, or ``resnet, stages of 64, 128, 256, 512 channels``."""
     shape = describe(model)
-    if not shape.layers and shape.channels:
-        return f"{shape.family}, {len(shape.channels)} stages of {', '.join(map(str, shape.channels))} channels"
+    if not shape.layers:
+        channels = ", ".join(map(str, shape.channels))
+        return f"{shape.family}, stages of {channels} channels" if channels else shape.family
     layers = f"{shape.layers} layer{'s' * (shape.layers != 1)}"
     return f"{shape.family}, {layers} of width {shape.width}, {shape.heads} heads"
 
@@ -288,6 +289,8 @@ def shape_text(model: PreTrainedModel) -> str:
 def student_notes(bench: Workbench, found: Preflight) -> list[str]:
     """How the student starts and what it reads, in a few plain lines: for the plan, and for what a run says."""
     section, lines = bench.recipe.student, []
+    if section.origin == "config" and stands_alone(section.config):
+        lines.append(f"student: {architecture_named(section.config)}, with random weights")
     if section.origin == "teacher":
         whose = {
             "teacher": "the teacher's weights" + (", as trained here" if bench.recipe.teacher.train else ""),

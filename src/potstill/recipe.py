@@ -13,6 +13,7 @@ import yaml
 from annotated_types import Ge
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
+from potstill import losses
 from potstill.checks import nearest, problem, unknown_name
 from potstill.errors import RecipeError
 from potstill.sections import (
@@ -27,13 +28,13 @@ from potstill.sections import (
     StudentSection,
     TeacherSection,
 )
-from potstill.terms import PEERS, TEACHER
+from potstill.terms import PEERS, TEACHER, Term, takes
 from potstill.training.combination import CONFIDENT, Combination
 from potstill.training.settings import TrainSettings
 
 OF_TEXTS = ("text_classification",)
 TEXT_KEYS = ("data.columns.text", "data.columns.text_pair", "data.max_length", "student.vocabulary")
-IMAGE_KEYS = ("data.columns.image", "data.image_size")
+IMAGE_KEYS = ("data.columns.image", "data.image_size", "data.augment")
 SCALARS = ("int", "float", "str", "constrained-int")
 
 
@@ -79,6 +80,20 @@ class Recipe(Section):
         wrong = [key for key in of_others if _differs(self, key.split("."))]
         if wrong:
             raise ValueError(f"{', '.join(wrong)} mean nothing for {self.task}. Leave them out")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_that_can_be_mixed(self) -> Self:
+        if self.data.augment is None or not self.data.augment.mixes:
+            return self
+        stages = [*self.distill, *(stage for one in self.assistants for stage in one.distill or ())]
+        terms = [term.term() for stage in stages for term in stage.terms]
+        wrong = sorted({str(term.loss or "shift") for term in terms if term.shift or _of_one_class(term)})
+        if wrong:
+            raise ValueError(
+                f"{', '.join(wrong)} asks for the one right class of a row, and data.augment mixes rows of several: "
+                "leave out mixup and cutmix, or use a loss without labels, such as kl_divergence"
+            )
         return self
 
     @model_validator(mode="after")
@@ -159,6 +174,12 @@ def _differs(section: BaseModel, path: Sequence[str]) -> bool:
     if len(path) > 1:
         return _differs(value, path[1:])
     return bool(value != type(section).model_fields[path[0]].default)
+
+
+def _of_one_class(term: Term) -> bool:
+    """Whether a term on outputs asks for the right class of a row."""
+    loss = getattr(losses, str(term.loss), None)
+    return term.knowledge != "labels" and loss is not None and "labels" in takes(loss)
 
 
 def packaged_recipes() -> dict[str, Path]:

@@ -139,8 +139,8 @@ def _sizes(bench: Workbench) -> dict[str, Any]:
 
 
 def _examples(bench: Workbench, by_key: Mapping[str, Contender], truth: Truth) -> dict[str, Any] | None:
-    """Where teacher and the shipped student disagree."""
-    return fidelity.disagreements(
+    """Where teacher and the shipped student disagree; of images, each with a small picture."""
+    found = fidelity.disagreements(
         bench.task.shown(bench.raw[truth.split]),
         truth.labels[truth.split],
         by_key["student"].on(truth.split)[truth.shipped],
@@ -149,6 +149,10 @@ def _examples(bench: Workbench, by_key: Mapping[str, Contender], truth: Truth) -
         names=truth.names,
         limit=bench.recipe.evaluate.examples,
     )
+    for item in [] if found is None else [*found["teacher_right"], *found["student_right"]]:
+        if picture := bench.task.pictured(bench.raw[truth.split][item["row"]]):
+            item["image"] = picture
+    return found
 
 
 def _how(bench: Workbench, contenders: Sequence[Contender]) -> list[dict[str, str]]:

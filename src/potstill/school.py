@@ -237,7 +237,7 @@ class School:
         for number, one in enumerate(lessons):
             settings = one.train
             name = self._stage_name(number, len(lessons), title)
-            rows = bench.transfer if name.startswith("distill") else bench.rows[TRAIN]
+            rows = bench.transfer if name.startswith("distill") else bench.shown(bench.rows[TRAIN])
             precision = self.precision(settings.precision)
             if source is not None:
                 along = self._along(one.mutual, along, source, seed)

@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass as validated
 
+from potstill.augment.image import Augmentation
 from potstill.errors import ModelError, RecipeError
 from potstill.objective import Objective
 from potstill.students import configuration, stands_alone
@@ -16,9 +17,11 @@ from potstill.training.settings import RefineSettings, TrainSettings
 
 STRICT = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 if TYPE_CHECKING:
+    from potstill.augment.image import Augmentation as Augment
     from potstill.training.settings import RefineSettings as Refine
     from potstill.training.settings import TrainSettings as Train
 else:
+    Augment = validated(Augmentation, config=STRICT)
     Train = validated(TrainSettings, config=STRICT)
     Refine = validated(RefineSettings, config=STRICT)
 Share = Annotated[float, Gt(0), Lt(1)]
@@ -64,6 +67,8 @@ class DataSection(SourceSection):
     Texts are cut to `max_length` tokens. Images are read as each model's image processor has it, unless `image_size`
     says to which size (one number for a square, or height and width) all of them are resized.
 
+    `augment` changes training images; validation and test are never changed.
+
     For label maps, `palette` has a colour for each id from 0, `void` lists the ids that mean no class, and
     `class_weights` weighs the classes in the loss of labels.
     """
@@ -77,6 +82,7 @@ class DataSection(SourceSection):
     unlabelled: SourceSection | None = None
     max_length: Annotated[int, Ge(2)] = 128
     image_size: Annotated[int, Ge(1)] | tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]] | None = None
+    augment: Augment | None = None
     limit: Annotated[int, Ge(1)] | None = None
     validation: Share = 0.1
     test: Share = 0.1

@@ -12,7 +12,7 @@ import numpy as np
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from potstill.data import samples
-from potstill.data.rows import joined
+from potstill.data.rows import joined, viewed
 from potstill.encoding import digest_both, digest_rows, encoded, texts_of, with_teachers
 from potstill.labelled import (
     LABELLED,
@@ -96,7 +96,12 @@ class Workbench:
     @property
     def transfer(self) -> Any:
         """The rows that the student learns from: the labelled and, where there are any, the unlabelled ones."""
-        return joined([self.rows[name] for name in (TRAIN, UNLABELLED) if name in self.rows])
+        return self.shown(joined([self.rows[name] for name in (TRAIN, UNLABELLED) if name in self.rows]))
+
+    def shown(self, rows: Any) -> Any:
+        """Training rows, each as often as it has fixed views; where views are fresh, or there are none, as they are."""
+        made = self.task.augmentation
+        return rows if made is None or made.views is None else viewed(rows, made.views, self.recipe.seed)
 
     @property
     def evaluated_on(self) -> str:

@@ -49,6 +49,7 @@ def test_parts_are_configurations_too():
             {"model_type": "upernet", "backbone_config": {"model_type": "pvt_v2", "depth": [1]}},
             "Unknown field of PvtV2Config 'depth'. Did you mean 'depths'?",
         ),
+        ({"model_type": "swin", "out_featurs": ["stage1"]}, "Did you mean 'out_features'?"),
         ("no/such/place", "The config of 'no/such/place' can't be read"),
     ],
 )

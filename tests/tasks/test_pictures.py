@@ -1,5 +1,6 @@
 """Stored images as RGB: every mode of Pillow that is met, upright, and whatever is broken named."""
 
+import base64
 import io
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from potstill.errors import DataError
-from potstill.tasks.pictures import as_rgb, decoded, opened
+from potstill.tasks.pictures import as_rgb, decoded, opened, thumbnail
 
 
 def png(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -76,3 +77,14 @@ def test_what_is_broken_says_so_with_its_name() -> None:
 def test_a_picture_is_given_back() -> None:
     image = Image.fromarray(RAMP)
     assert decoded(image) is image
+
+
+def test_thumbnails_are_small_and_tiny_pictures_exact() -> None:
+    tiny = Image.fromarray(RAMP)
+    kind, _, content = thumbnail(tiny).partition(";base64,")
+    assert kind == "data:image/png"
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))[..., 0], RAMP)
+    large = Image.fromarray(np.full((300, 600, 4), 128, dtype=np.uint8))
+    kind, _, content = thumbnail(large).partition(";base64,")
+    found = Image.open(io.BytesIO(base64.b64decode(content)))
+    assert kind == "data:image/jpeg" and found.size == (160, 80) and large.size == (600, 300)

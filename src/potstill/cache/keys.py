@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from potstill.augment.image import VIEW
 from potstill.knowledge.observe import READ
 from potstill.tasks.pictures import image_bytes
 
-INPUTS = (*READ, "position_ids", "decoder_input_ids", "pixel_values", "image")
+INPUTS = (*READ, "position_ids", "decoder_input_ids", "pixel_values", "image", VIEW)
 """The columns that a teacher may read; labels and numbers of rows are none of its business."""
 
 BYTES = 16

@@ -13,7 +13,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from potstill.checks import nearest, problem, unknown_name
@@ -60,7 +59,7 @@ def _of_mapping(given: Mapping[str, Any]) -> PreTrainedConfig:
     _require_known(given, kind)
     try:
         return kind(**{key: value for key, value in given.items() if key != MODEL_TYPE})
-    except (StrictDataclassError, ValueError, TypeError) as error:
+    except Exception as error:  # each kind of configuration raises its own
         what = f"The {given[MODEL_TYPE]} configuration refuses a value"
         raise ModelError(problem(what, given=" ".join(str(error).split()))) from None
 
@@ -75,15 +74,20 @@ def _kind(given: Mapping[str, Any]) -> type[PreTrainedConfig]:
 
 def _require_known(given: Mapping[str, Any], kind: type[PreTrainedConfig]) -> None:
     """Raise `ModelError` for a key that the configuration, or that of one of its parts, doesn't know."""
-    settable = {name for name in dir(kind) if isinstance(known := getattr(kind, name), property) and known.fset}
-    known = {MODEL_TYPE, *(f.name for f in fields(kind)), *kind.attribute_map, *settable} - {*OF_THE_TASK}
-    listed = {name for name in known if not name.startswith("_")}
+    known = _names(kind) - {*OF_THE_TASK}
+    listed = {name for name in known - _names(PreTrainedConfig) | {MODEL_TYPE} if name[0] != "_"}
     wrong = [unknown_name(f"field of {kind.__name__}", key, listed) for key in given if key not in known]
     if wrong:
         raise ModelError(" ".join(wrong))
     for part in given.values():
         if isinstance(part, Mapping) and MODEL_TYPE in part:
             _require_known(part, _kind(part))
+
+
+def _names(kind: type[PreTrainedConfig]) -> set[str]:
+    """What a configuration may be given: its fields, their common names, and properties that set others."""
+    settable = {name for name in dir(kind) if isinstance(found := getattr(kind, name), property) and found.fset}
+    return {MODEL_TYPE, *(f.name for f in fields(kind)), *kind.attribute_map, *settable}
 
 
 def with_tokens_of(config: PreTrainedConfig, source: PreTrainedConfig) -> PreTrainedConfig:

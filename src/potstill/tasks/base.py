@@ -16,6 +16,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from potstill.augment.image import Augmentation
 from potstill.checks import problem
 from potstill.errors import ModelError
 from potstill.objective import Defaults
@@ -95,6 +96,10 @@ class Task(Protocol):
         """The columns of encoded rows that a model's input is made of."""
 
     @property
+    def augmentation(self) -> Augmentation | None:
+        """How training rows are changed before a model sees them; None: not at all."""
+
+    @property
     def reader_columns(self) -> tuple[str, ...]:
         """Those of them that a reader made when rows were encoded, so that another reader makes other ones."""
 
@@ -125,6 +130,9 @@ class Task(Protocol):
 
     def shown(self, rows: Dataset) -> list[Any]:
         """What stands for each row in a report: its text, its two texts, or the name of its image."""
+
+    def pictured(self, row: Mapping[str, Any]) -> str | None:
+        """A small picture of a row for a report, as a ``data:`` address; None where rows show none."""
 
     def limit(self, reader: Any, asked: int, model: PreTrainedModel | None = None) -> int | None:
         """To how many tokens rows are cut, where `asked` are wanted, for a model if it is given; None: nothing is."""

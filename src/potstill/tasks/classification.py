@@ -106,7 +106,7 @@ class Classification:
     def targets(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         """Labels with 0 in place of the NaN of unlabelled rows, so that no NaN reaches a gradient."""
         labels = batch.get("labels")
-        return labels if labels is None or self.problem == "single_label" else torch.nan_to_num(labels)
+        return labels if labels is None or not labels.is_floating_point() else torch.nan_to_num(labels)
 
     def labelled(self, batch: Mapping[str, Tensor], rows: Tensor) -> Tensor:
         """Which of the `rows` [B] of a batch have a label, [B]."""

@@ -30,11 +30,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
+from potstill.augment.image import Augmentation
 from potstill.checks import problem
 from potstill.errors import DataError, ModelError
 from potstill.knowledge import inputs_for
 from potstill.tasks.base import Batch, Rows, Sample, Words, quiet_transformers
-from potstill.tasks.pictures import as_rgb, decoded
+from potstill.tasks.pictures import as_rgb, decoded, thumbnail
 
 Size: TypeAlias = tuple[int, int]
 """Height and width."""
@@ -256,6 +257,7 @@ def _centre(pixels: Tensor, size: Size) -> Tensor:
 class ReadsImages:
     """The half of a `Task` that reads images with an `ImageReader`."""
 
+    augmentation: Augmentation | None = None
     columns = ("image",)
     words = Words(
         row="image",
@@ -295,6 +297,10 @@ class ReadsImages:
         stored = rows.cast_column("image", ImageFeature(decode=False))["image"]
         return [Path(one["path"]).name if one["path"] else f"image {number}" for number, one in enumerate(stored)]
 
+    def pictured(self, row: Mapping[str, Any]) -> str:
+        """The image, made small."""
+        return thumbnail(decoded(row["image"]))
+
     def limit(self, reader: ImageReader, asked: int, model: PreTrainedModel | None = None) -> None:
         """Images aren't cut to a number of tokens."""
 
@@ -324,8 +330,9 @@ class ReadsImages:
         return [{"pixel_values": torch.randn(rows, 3, *reader.size, generator=random)} for rows in (1, 4, 7)]
 
     def digest(self, reader: ImageReader) -> str:
-        """The reader's own."""
-        return reader.digest
+        """The reader's own, and how training images are changed."""
+        changed = "" if self.augmentation is None else self.augmentation.digest
+        return reader.digest if not changed else hashlib.sha256((reader.digest + changed).encode()).hexdigest()
 
     def check_rows(self, name: str, model: PreTrainedModel, reader: ImageReader, rows: Mapping[str, Rows]) -> None:
         """Refuse images of a size, or with channels, that a model can't take: tried on one."""

@@ -8,18 +8,22 @@ Decisions:
 - 32-bit integers and floats have no range that is known, so they are refused.
 """
 
+import base64
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from potstill.checks import problem
 from potstill.errors import DataError
 
+TINY = 64
 RANGELESS = ("I", "F")
 """Pillow's modes whose values have no range that is known."""
 
@@ -106,6 +110,24 @@ def as_rgb(picture: Image.Image | Tensor) -> Image.Image:
     elif picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # Pillow warns where a palette with transparency goes straight to RGB
     return picture.convert("RGB")
+
+
+def thumbnail(picture: Image.Image, longest: int = 160) -> str:
+    """A small picture as a ``data:`` address, for a page that asks for no file: PNG where it is tiny, else JPEG of at
+    most `longest` pixels a side."""
+    small = as_rgb(picture)
+    tiny = max(small.size) <= TINY
+    if not tiny:
+        small = small.copy()
+        small.thumbnail((longest, longest))
+    content = BytesIO()
+    small.save(content, "PNG" if tiny else "JPEG", quality=85)
+    return f"data:image/{'png' if tiny else 'jpeg'};base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def as_pixels(picture: Image.Image) -> UInt8[Tensor, "3 H W"]:
+    """The pixels of a picture, in RGB."""
+    return torch.from_numpy(np.array(as_rgb(picture))).permute(2, 0, 1)
 
 
 def _undecodable(stored: Any, reason: str) -> DataError:

@@ -24,6 +24,7 @@ MOST_TOKENS = 8192  # where neither tokenizer nor model says when a text is too 
 class ReadsTokens:
     """The half of a `Task` that reads texts with a tokenizer."""
 
+    augmentation = None
     columns = ("input_ids", "token_type_ids")
     reader_columns = columns
     words = Words(
@@ -66,6 +67,9 @@ class ReadsTokens:
         if "text_pair" in rows.column_names:
             return list(zip(rows["text"], rows["text_pair"], strict=True))
         return list(rows["text"])
+
+    def pictured(self, row: Mapping[str, Any]) -> None:
+        """Texts have no pictures."""
 
     def limit(self, reader: PreTrainedTokenizerBase, asked: int, model: PreTrainedModel | None = None) -> int:
         """To how many tokens rows are cut: as many as asked, or fewer where tokenizer or model end before."""

@@ -29,6 +29,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from potstill import ranks
+from potstill.augment.image import VIEW
 from potstill.cache import CachedCollator, CachedTeacher
 from potstill.checks import problem
 from potstill.errors import TrainingError
@@ -44,6 +45,7 @@ from potstill.training.masks import masks_without_waiting
 from potstill.training.parallel import parallel_arguments
 from potstill.training.sampler import LengthGroupedSampler, SharedBatches
 from potstill.training.sharding import all_finite, root_gathered, shard
+from potstill.training.views import FreshViews
 
 RANK_SEEDS = 1_000_003
 Evaluator = Callable[[PreTrainedModel], Mapping[str, float]]
@@ -137,6 +139,8 @@ class DistillationTrainer(Trainer):
         self._shares: list[tuple[int, Tensor]] = []  # step, each term's share
         if arguments.world_size > 1:
             arguments = parallel_arguments(arguments, self.distiller, train_dataset, collate)
+        if task.augmentation is not None and VIEW not in train_dataset.column_names:
+            train_dataset = FreshViews(train_dataset, arguments.seed)
         super().__init__(
             model=self.distiller,
             args=arguments,
@@ -219,7 +223,8 @@ class DistillationTrainer(Trainer):
         known = self.group_by_length and "length" in rows.column_names
         lengths = list(rows["length"]) if known else None
         together = self._train_batch_size * self.args.world_size
-        return LengthGroupedSampler(lengths, together, self.args.seed, rows=len(rows))
+        fresh = isinstance(rows, FreshViews)
+        return LengthGroupedSampler(lengths, together, self.args.seed, rows=len(rows), number_epochs=fresh)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The batches; of several ranks, each gets its part. accelerate would give whole batches to ranks in turn."""
