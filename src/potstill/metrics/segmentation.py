@@ -2,13 +2,13 @@
 
 Decisions held here:
 
-* No metric sees pixels. One pass over batches counts each image's pixels (`pixel_counts`): an image of any size is then
-  V x (V + 3) whole numbers, and every metric, of all images or of a resample of them, is exact from these. So the
-  bootstrap resamples images, which are drawn on their own, and not pixels, which are not.
+* No metric sees pixels. One pass over batches counts each image's pixels (`pixel_counts`): an image of any size is
+  then V x (V + 3) whole numbers, and every metric, of all images or of a resample of them, is exact from these. So
+  the bootstrap resamples images, which are drawn on their own, and not pixels, which are not.
 * Void pixels (-100) are in no count, whatever was predicted there.
-* A class's IoU is of all images together, as published tables have it, and not a mean over images. A class that occurs
-  neither in the truth nor in the predictions has none, and is left out of the mean; one that is only predicted has 0.
-  The mean of accuracies is over the classes that occur in the truth. In a resample both are decided anew.
+* A class's IoU is of all images together, as published tables have it, and not a mean over images. A class that
+  occurs neither in the truth nor in the predictions has none, and is left out of the mean; one that is only predicted
+  has 0. The mean of accuracies is over the classes that occur in the truth. In a resample both are decided anew.
 * Boundary IoU compares the bands along the edges: a pixel is in the band of its class where a pixel of another class, or
   the end of the image, is within the distance (rows and columns, the larger of the two). That is the mask minus its
   erosion by a 3 x 3 square as many times, which is how the publication has it. What void hides is unknown, so no edge is
