@@ -11,7 +11,7 @@ from potstill.errors import RecipeError, ShapeError
 from potstill.knowledge import ModelShape, describe, observe
 from potstill.losses.logits import probability_shifted
 from potstill.mappings import EMBEDDINGS
-from potstill.objective import Objective, Scene, Term, pooled
+from potstill.objective import Defaults, Objective, Scene, Term, pooled
 from potstill.projectors import projector
 from potstill.reduce import masked_mean
 from potstill.schedules import schedule
@@ -69,10 +69,16 @@ def test_only_the_losses_that_say_so_take_any_width(name):
             loss(**arguments)
 
 
-def test_every_loss_fits_some_knowledge_but_those_of_images():
+def test_every_loss_fits_some_knowledge():
     families = {family for kind in KINDS.values() for family in kind.families}
-    homeless = {n for n in losses.__all__ if getattr(losses, n).__module__.rpartition(".")[2] not in families}
-    assert homeless == {"channel_kl_divergence", "pixel_kl_divergence"}
+    assert not {n for n in losses.__all__ if getattr(losses, n).__module__.rpartition(".")[2] not in families}
+
+
+def test_losses_of_maps_are_for_tasks_that_answer_every_pixel():
+    terms = Objective([{"knowledge": "logits", "loss": "channel_kl_divergence"}])
+    with pytest.raises(RecipeError, match=r"'channel_kl_divergence' compares maps .* no answer a pixel"):
+        terms.bind(SHALLOW, DEEP)
+    assert terms.bind(SHALLOW, DEEP, Defaults(maps=True)).terms[0].kind == "logits"
 
 
 # ---- pooled states

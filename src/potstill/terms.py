@@ -36,7 +36,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "labels": Kind(("labels",), None, "labels"),
-    "logits": Kind(("divergence", "bounded", "logits", "samples"), None, "outputs"),
+    "logits": Kind(("divergence", "bounded", "logits", "samples", "dense"), None, "outputs"),
     "hidden": Kind(("hidden", "structure", "granularity", "samples", "contrastive"), "hidden_mse", "tokens"),
     "attention": Kind(("attention",), "attention_kl", "tokens"),
     "scores": Kind(("scores",), "score_mse", "tokens"),
@@ -46,6 +46,7 @@ KINDS: dict[str, Kind] = {
 }
 LAYERLESS = ("labels", "logits")
 OF_ROWS = ("samples", "contrastive")  # families that compare one vector a row
+OF_MAPS = ("dense",)  # families that compare maps [B,C,H,W]
 POOLS = ("first", "mean", "last")
 AUTO, EARTH_MOVER = "auto", "earth_mover"
 TEACHER, PEERS = "teacher", "peers"
@@ -55,7 +56,14 @@ WITHOUT_EMBEDDINGS = ("pkd_skip", "pkd_last", "all", EARTH_MOVER)
 ANY_WIDTH = frozenset(
     {
         *("attention_transfer", "crd", "hidden_cka", "mgskd_samples", "mgskd_spans", "mgskd_tokens"),
-        *("neuron_selectivity", "rkd_angle", "rkd_distance", "similarity_mse", "similarity_preserving"),
+        *(
+            "neuron_selectivity",
+            "pairwise_affinity_mse",
+            "rkd_angle",
+            "rkd_distance",
+            "similarity_mse",
+            "similarity_preserving",
+        ),
     }
 )
 #: What the objective gives to a loss; the other parameters are the recipe's.
@@ -109,6 +117,7 @@ class Defaults:
     labels: str = "cross_entropy"
     logits: str = "kl_divergence"
     refused: Mapping[str, str] = field(default_factory=dict)  # loss (or 'shift') -> why it can't be used in this task
+    maps: bool = False  # whether logits are maps, one answer a pixel
 
 
 @dataclass(frozen=True)
@@ -193,6 +202,8 @@ def bind_term(
     _check_fields(term, loss)
     if term.shift and "shift" in defaults.refused:
         raise RecipeError(f"'shift' can't be used here: {defaults.refused['shift']}")
+    if term.knowledge == "logits" and family(loss) in OF_MAPS and not defaults.maps:
+        raise RecipeError(f"'{loss.__name__}' compares maps of logits, and this task has no answer a pixel.")
     if term.classifier not in (None, *student.classifiers):
         raise RecipeError(no_such_classifier(student, str(term.classifier)))
     sources = _sources(term, teachers)
@@ -254,7 +265,7 @@ def _loss(term: Term, defaults: Defaults) -> Callable[..., Tensor]:
     loss = term.loss or kind.usual or getattr(defaults, term.knowledge)
     if callable(loss):
         return loss
-    fitting = [name for name in losses.__all__ if _family(getattr(losses, name)) in kind.families]
+    fitting = [name for name in losses.__all__ if family(getattr(losses, name)) in kind.families]
     if loss not in fitting:
         raise RecipeError(unknown_name(f"loss for {term.knowledge}", loss, fitting))
     if loss in defaults.refused:
@@ -284,7 +295,7 @@ def _check_fields(term: Term, loss: Callable[..., Tensor]) -> None:
             raise RecipeError(unknown_name("pooling", term.pool, POOLS))
         if term.knowledge != "hidden":
             raise RecipeError(f"Only hidden states are pooled, not {term.knowledge}. Remove the key 'pool'.")
-        if _family(loss) == "granularity" or "student_next" in takes(loss):
+        if family(loss) == "granularity" or "student_next" in takes(loss):
             raise RecipeError(
                 f"'{name}' compares the tokens of a row, so nothing can be pooled. Remove the key 'pool'."
             )
@@ -300,7 +311,8 @@ def _check_fields(term: Term, loss: Callable[..., Tensor]) -> None:
         raise RecipeError(f"'{term.knowledge}' has no layers. Remove the key 'layers'.")
 
 
-def _family(loss: Callable[..., Tensor]) -> str:
+def family(loss: Callable[..., Tensor]) -> str:
+    """The file that a loss stands in."""
     return loss.__module__.rpartition(".")[2]
 
 
@@ -320,7 +332,7 @@ def _temperature(term: Term, loss: Callable[..., Tensor]) -> Schedule | None:
 
 def _pool(term: Term, loss: Callable[..., Tensor]) -> str | None:
     """The pooling asked for; losses of rows take the first token's state where none is."""
-    if term.knowledge == "hidden" and term.pool is None and _family(loss) in OF_ROWS:
+    if term.knowledge == "hidden" and term.pool is None and family(loss) in OF_ROWS:
         return "first"
     return term.pool
 

@@ -169,9 +169,9 @@ def test_bad_input_is_refused():
     predicted, labels = maps()
     with pytest.raises(ShapeError, match=r"logits \(6, 17, 23\), labels \(6, 17, 20\)"):
         pixel_counts(predicted, labels[:, :, :20], V)
-    with pytest.raises(DataError, match="Predictions are class numbers from 0 to 2. Got: 0 to 3"):
+    with pytest.raises(DataError, match=r"Predictions are class numbers from 0 to 2\. Got: 0 to 3"):
         pixel_counts(predicted, labels, 3)
-    with pytest.raises(DataError, match="Labels are class numbers from 0 to 3. Got: 0 to 7"):
+    with pytest.raises(DataError, match=r"Labels are class numbers from 0 to 3\. Got: 0 to 7"):
         pixel_counts(predicted, np.where(labels == 2, 7, labels), V)
     counts, truth = counted(predicted, labels)
     with pytest.raises(ShapeError, match=r"logits \(6, 4, 7\), labels \(6, 5\)"):
@@ -180,5 +180,5 @@ def test_bad_input_is_refused():
         scores("segmentation", counts[:0], truth[:0])
     truth[4, 1] += 1
     for key in keys("segmentation"):
-        with pytest.raises(DataError, match="other pixels than the labels have. Got: 1 of 6 images, first image 4"):
+        with pytest.raises(DataError, match=r"other pixels than the labels have\. Got: 1 of 6 images, first image 4"):
             score(key, "segmentation", counts, truth)

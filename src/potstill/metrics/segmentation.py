@@ -2,13 +2,13 @@
 
 Decisions held here:
 
-* No metric sees pixels. One pass over batches counts each image's pixels (`pixel_counts`): an image of any size is then
-  V x (V + 3) whole numbers, and every metric, of all images or of a resample of them, is exact from these. So the
-  bootstrap resamples images, which are drawn on their own, and not pixels, which are not.
+* No metric sees pixels. One pass over batches counts each image's pixels (`pixel_counts`): an image of any size is
+  then V x (V + 3) whole numbers, and every metric, of all images or of a resample of them, is exact from these. So
+  the bootstrap resamples images, which are drawn on their own, and not pixels, which are not.
 * Void pixels (-100) are in no count, whatever was predicted there.
-* A class's IoU is of all images together, as published tables have it, and not a mean over images. A class that occurs
-  neither in the truth nor in the predictions has none, and is left out of the mean; one that is only predicted has 0.
-  The mean of accuracies is over the classes that occur in the truth. In a resample both are decided anew.
+* A class's IoU is of all images together, as published tables have it, and not a mean over images. A class that
+  occurs neither in the truth nor in the predictions has none, and is left out of the mean; one that is only predicted
+  has 0. The mean of accuracies is over the classes that occur in the truth. In a resample both are decided anew.
 * Boundary IoU compares the bands along the edges: a pixel is in the band of its class where a pixel of another class, or
   the end of the image, is within the distance (rows and columns, the larger of the two). That is the mask minus its
   erosion by a 3 x 3 square as many times, which is how the publication has it. What void hides is unknown, so no edge is
@@ -56,7 +56,9 @@ def pixel_counts(predicted: Array, labels: Array, classes: int) -> Array:
         2021, https://arxiv.org/abs/2103.16562
     """
     if predicted.shape != labels.shape or labels.ndim != 3:
-        raise ShapeError(message("Predictions and labels are maps [B, H, W] of one size", given=shapes(predicted, labels)))
+        raise ShapeError(
+            message("Predictions and labels are maps [B, H, W] of one size", given=shapes(predicted, labels))
+        )
     for what, numbers in (("Predictions", predicted), ("Labels", labels[labels != VOID])):
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < classes:
             given = f"{numbers.min()} to {numbers.max()}"
@@ -125,9 +127,7 @@ FULL = {
 AT_A_QUARTER = {f"{key}{QUARTER}": function for key, function in FULL.items()}
 
 
-def per_class(
-    counts: Array, labels: Array, names: Sequence[str] | None = None
-) -> list[dict[str, str | float | int]]:
+def per_class(counts: Array, labels: Array, names: Sequence[str] | None = None) -> list[dict[str, str | float | int]]:
     """IoU, accuracy, boundary IoU and support (true pixels) of every class, over all images.
 
     A class that occurs nowhere has 0 in each, and support 0. `names` are the V class names; without them a class is
