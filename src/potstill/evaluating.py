@@ -9,13 +9,13 @@ from potstill.data import load, prepare
 from potstill.data.rows import standard_columns, with_labels
 from potstill.errors import DataError, ModelError
 from potstill.evaluation import fidelity
-from potstill.evaluation.predict import OUTPUTS
+from potstill.evaluation.outputs import OUTPUTS
 from potstill.evaluation.significance import bootstrap, interval
 from potstill.labelled import GUESSES
 from potstill.metrics import METRICS, keys, primary
 from potstill.prediction import load_classifier
 from potstill.progress import Progress
-from potstill.workbench import label_array, model_path
+from potstill.workbench import model_path
 
 
 def evaluate_folder(
@@ -45,7 +45,7 @@ def evaluate_folder(
     rows = with_labels(standard_columns(prepare.encode_labels(one, guessed, labels), guessed)[split])
     if not len(rows):
         raise DataError(problem(f"No row of {split} has a label", do="Name another split with --split"))
-    truth = label_array(rows, task.problem)
+    truth = OUTPUTS[task.problem].truth(rows, task, task.collator(reader))
 
     def logits(which: Any, its_reader: Any, title: str) -> Any:
         limit = task.limit(its_reader, max_length, which)

@@ -8,7 +8,8 @@ know, as the data has them; `encoding` reads them for the models.
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
 
 from transformers import AutoConfig
 
@@ -16,12 +17,15 @@ from potstill.checks import problem
 from potstill.data import load, prepare
 from potstill.data.columns import Columns
 from potstill.data.images import guess_image_columns
+from potstill.data.label_maps import class_weights, read_label_maps
 from potstill.data.rows import in_order, routed, standard_columns, unlabelled_images, unlabelled_rows, with_labels
 from potstill.errors import DataError, ModelError, RecipeError
 from potstill.recipe import Recipe
 from potstill.sections import SourceSection
-from potstill.tasks import ImageClassification, Task, TextClassification
+from potstill.tasks import ImageClassification, SemanticSegmentation, Task, TextClassification
 from potstill.tasks.base import bars_on_a_terminal, quiet_transformers
+from potstill.tasks.classification import Classification
+from potstill.tasks.semantic_segmentation import FULL, QUARTER
 from potstill.terms import TEACHER
 from potstill.training.combination import CONFIDENT
 
@@ -29,6 +33,7 @@ TRAIN, VALIDATION, TEST, UNLABELLED = "train", "validation", "test", "unlabelled
 HEADS = ("ForSequenceClassification", "ForImageClassification", "ForSemanticSegmentation")
 Say = Callable[[str], None]
 Classified: TypeAlias = TextClassification | ImageClassification
+One = TypeVar("One", bound=Classification)
 Guess = Callable[..., tuple[Columns, list[str]]]
 Labelled = Callable[[Recipe, str, Say], tuple[dict[str, Any], Task]]
 
@@ -97,6 +102,43 @@ def classified(kind: type[Classified], recipe: Recipe, teacher: str, say: Say) -
     return rows, task
 
 
+def segmented(recipe: Recipe, teacher: str, say: Say) -> tuple[dict[str, Any], SemanticSegmentation]:
+    """The rows of a segmentation, each an image and its map, and the task; every image and map is read here, once.
+
+    Raises:
+        DataError: images or maps are broken, don't fit each other, or hold ids that are no class's; with counts.
+        ModelError: a teacher that is taken as it is knows other classes, or has them in another order.
+    """
+    data = recipe.data
+    found, notes = load.load_with_notes(source_of(data))
+    columns, guessed = guess_image_columns(found, data.columns.model_dump(exclude_unset=True), maps=True)
+    found, seen = columns.looked_at(found)
+    found, cut = load.missing_splits(found, validation=data.validation, test=data.test, columns=columns)
+    found.pop(UNLABELLED, None)
+    if data.limit is not None:
+        found[TRAIN] = found[TRAIN].shuffle(seed=0).select(range(min(data.limit, len(found[TRAIN]))))
+    folder = data.name if data.name is not None and Path(data.name).expanduser().is_dir() else None
+    maps = read_label_maps(found, columns, names=data.names, palette=data.palette, void=data.void, folder=folder)
+    for note in [*notes, *guessed, *seen, *cut, *maps.notes, *load.overlap_warnings(found, columns)]:
+        say(note)
+    weights = class_weights(maps.pixels[TRAIN], data.class_weights)
+    kind = {"full": FULL, "quarter": QUARTER}[data.protocol]
+    task = SemanticSegmentation(kind, maps.classes.names, maps.classes, data.augment, weights)
+    if recipe.teacher.train is None:
+        theirs = _in_teachers_order(task, teacher, data.names is not None, recipe.teacher.trust_remote_code, say)
+        if theirs.names != task.names:
+            raise ModelError(
+                problem(
+                    "The teacher has the classes of the data in another order",
+                    given=f"teacher {list(theirs.names)}, data {list(task.names)}",
+                    follows="What it predicts would be compared with other classes",
+                    do="Renumber the maps, or train the teacher here (teacher.train)",
+                )
+            )
+    with bars_on_a_terminal():
+        return standard_columns(found, columns), task
+
+
 def unlabelled(recipe: Recipe, section: SourceSection, raw: Mapping[str, Any], say: Say) -> Any:
     """Rows without labels, less those that show what is in an evaluated split. Columns are named as in the labelled."""
     found, notes = load.load_with_notes(source_of(section))
@@ -114,7 +156,7 @@ def unlabelled(recipe: Recipe, section: SourceSection, raw: Mapping[str, Any], s
     return rows
 
 
-def _in_teachers_order(task: Classified, teacher: str, named: bool, trust_remote_code: bool, say: Say) -> Classified:
+def _in_teachers_order(task: One, teacher: str, named: bool, trust_remote_code: bool, say: Say) -> One:
     """The task with its classes in the order of a teacher that is taken as it is."""
     names = head_names(teacher, trust_remote_code)
     if task.problem == "regression" or names is None:
@@ -177,5 +219,6 @@ TRANSFER: dict[str, tuple[Guess, Callable[..., tuple[Any, int]]]] = {
 LABELLED: dict[str, Labelled] = {
     "text_classification": partial(classified, TextClassification),
     "image_classification": partial(classified, ImageClassification),
+    "semantic_segmentation": segmented,
 }
 """The `task` of a recipe -> what gives its rows by split, with the columns that tasks know, and the task."""

@@ -16,9 +16,11 @@ from potstill import ranks
 from potstill.caching import Caching, Shared
 from potstill.checks import problem
 from potstill.errors import CacheError, DataError, ExportError, ModelError
-from potstill.evaluation.predict import OUTPUTS, fastest_device
+from potstill.evaluation.outputs import OUTPUTS
+from potstill.evaluation.pixels import pixel_fidelity
+from potstill.evaluation.predict import fastest_device
 from potstill.evaluation.results import TRAIN, VALIDATION, Contender
-from potstill.knowledge import Needs
+from potstill.knowledge import TEACHERS, Needs
 from potstill.likeness import attention_pairs, measure_attention, why_no_maps
 from potstill.metrics import METRICS, primary, score
 from potstill.preflight import preflight, require_space, shape_text, student_notes
@@ -28,6 +30,7 @@ from potstill.results import assemble, described
 from potstill.runs import RunFolder, Stage, copy_folder, write_json
 from potstill.school import School
 from potstill.shipping import FILES, export_student, measure_cost
+from potstill.tasks.semantic_segmentation import OF_PIXELS
 from potstill.terms import TEACHER
 from potstill.training import Precision
 from potstill.training.precision import TrialSizes
@@ -242,6 +245,23 @@ class _Run:
         self.folder.stage(f"predictions/{role}/{seed}", made_from, work, [f"predictions/{file.name}"])
         return outputs.load(file)
 
+    def nearness(self, role: str, seed: int, model: Stage, teacher: Stage) -> list[dict[str, float]]:
+        """How near a segmentation is to the teacher's, pixel by pixel; empty where logits are kept and say so."""
+        bench = self.bench.reads(role)
+        if bench.task.problem not in OF_PIXELS:
+            return []
+
+        def work(_folder: Path) -> dict[str, Any]:
+            ours, theirs = (reads.load(self.school.model(stage)).model.to(fastest_device()) for reads, stage in pair)  # type: ignore[arg-type]
+            prefix = TEACHERS if bench.teacher_reader is not None else ""
+            rows = bench.rows[bench.evaluated_on]
+            with self.progress.stage(f"{role.replace('_', ' ')} beside the teacher") as step:
+                return pixel_fidelity(ours, theirs, rows, bench.collate, prefix=prefix, progress=step)
+
+        pair = ((bench, model), (self.bench.for_teacher, teacher))
+        made_from = {"models": [model.digest, teacher.digest], "rows": bench.digest}
+        return [self.folder.stage(f"fidelity/{role}/{seed}", made_from, work).value]
+
     def choose(self, predictions: Mapping[tuple[str, int], Mapping[str, Any]]) -> int:
         """The seed whose student ships: the best on validation, which no final number is made from."""
         key = primary(self.bench.task.problem)
@@ -328,6 +348,7 @@ class _Run:
                 costs.get(name),
                 [teacher.value["training"]] if teacher.value["training"] else [],
                 teacher.value["curves"],
+                [] if name == TEACHER else self.nearness(name, self.recipe.seed, teacher, teachers[TEACHER]),
             )
             for name, teacher in teachers.items()
         ]
@@ -344,6 +365,7 @@ class _Run:
                     None if role in assistants else costs.get("student"),
                     [one.value["training"] for one in runs],
                     [curve for one in runs for curve in one.value["curves"]],
+                    [one for s in self.seeds for one in self.nearness(role, s, students[role, s], teachers[TEACHER])],
                 )
             )
         return found

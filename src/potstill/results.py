@@ -29,9 +29,10 @@ from potstill.recipe import Recipe
 from potstill.runs import RunFolder
 from potstill.sections import FurtherTeacherSection, TeacherSection, architecture_named
 from potstill.shipping import hardware, versions
+from potstill.tasks.semantic_segmentation import OF_PIXELS, STRIDE
 from potstill.terms import TEACHER
 from potstill.training import Precision
-from potstill.workbench import Workbench, label_array
+from potstill.workbench import Workbench
 
 SCHEMA = 1
 
@@ -48,7 +49,7 @@ def assemble(
     by_key = {contender.key: contender for contender in contenders}
     splits = dict.fromkeys(["train", "validation", bench.evaluated_on])
     labels = {split: bench.labels(split) for split in splits}
-    labels["train"] = label_array(bench.sample_of_train, bench.task.problem)
+    labels["train"] = bench.labels_of(bench.sample_of_train)
     index = list(by_key["student"].seeds).index(shipped)
     truth = Truth(bench.task.problem, bench.task.names, labels, bench.evaluated_on, index)
     entries = {c.key: model_entry(c, by_key["teacher"], truth) for c in contenders}
@@ -139,7 +140,9 @@ def _sizes(bench: Workbench) -> dict[str, Any]:
 
 
 def _examples(bench: Workbench, by_key: Mapping[str, Contender], truth: Truth) -> dict[str, Any] | None:
-    """Where teacher and the shipped student disagree; of images, each with a small picture."""
+    """Where teacher and the shipped student disagree; of images, each with a small picture. Pixels have none."""
+    if truth.problem in OF_PIXELS:
+        return None
     found = fidelity.disagreements(
         bench.task.shown(bench.raw[truth.split]),
         truth.labels[truth.split],
@@ -188,16 +191,7 @@ def _how(bench: Workbench, contenders: Sequence[Contender]) -> list[dict[str, st
             "the same batches in the same order, refinement included, and learn from the labels alone. "
             + _same_steps(bench.recipe),
         },
-        {
-            "number": "Agreement and KL",
-            "made": "The share of rows on which a model predicts what the teacher predicts, and the mean KL(teacher || "
-            "model) at temperature 1.",
-        },
-        {
-            "number": "Calibration",
-            "made": "Expected calibration error over 15 bins of equal width: the mean gap between a model's confidence "
-            "in its prediction and how often it is right.",
-        },
+        *(_of_pixels(bench) if bench.task.problem in OF_PIXELS else _of_rows()),
         {
             "number": "Overfitting",
             "made": f"The primary metric on {len(bench.sample_of_train):,} training rows, drawn at random, and on the "
@@ -222,6 +216,47 @@ def _how(bench: Workbench, contenders: Sequence[Contender]) -> list[dict[str, st
             "number": "Peak memory",
             "made": "In a process of its own: the peak while loading the model and running one batch of 32 "
             f"{words.long}, less what its imports take.",
+        },
+    ]
+
+
+def _of_rows() -> list[dict[str, str]]:
+    """How nearness and calibration were made where a row has one answer."""
+    return [
+        {
+            "number": "Agreement and KL",
+            "made": "The share of rows on which a model predicts what the teacher predicts, and the mean KL(teacher || "
+            "model) at temperature 1.",
+        },
+        {
+            "number": "Calibration",
+            "made": "Expected calibration error over 15 bins of equal width: the mean gap between a model's confidence "
+            "in its prediction and how often it is right.",
+        },
+    ]
+
+
+def _of_pixels(bench: Workbench) -> list[dict[str, str]]:
+    """How the numbers of pixels were made."""
+    height, width = bench.reader.size
+    stride = STRIDE[bench.task.problem]
+    size = f"{-(-height // stride)} x {-(-width // stride)}"
+    where = f"of the label maps at {size}, the size at which images are read"
+    if stride > 1:
+        where = f"at {size}, a quarter of the {height} x {width} at which images are read (TransKD's protocol): such "
+        where += "numbers can't be compared with those of full resolution"
+    return [
+        {
+            "number": "Pixels",
+            "made": f"Every pixel that isn't void, {where}; maps are read by the nearest pixel, logits of another size "
+            "brought there bilinearly. A class's IoU is of all images together; classes that occur nowhere are left "
+            "out of the mean. Boundary IoU is of the bands within 2 % of the diagonal along edges. Intervals resample "
+            "images.",
+        },
+        {
+            "number": "Agreement and KL",
+            "made": "Over all pixels of the evaluated split that aren't void: the share with the teacher's answer, and "
+            "the mean KL(teacher || model) at temperature 1.",
         },
     ]
 

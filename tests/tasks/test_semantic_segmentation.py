@@ -78,13 +78,13 @@ def test_the_quarter_protocol_has_labels_of_the_size_of_segformers_logits(reader
     assert batch["labels"].equal(full[:, 2::4, 2::4])
 
 
-def test_logits_of_any_size_come_to_the_labels_with_classes_last(reader):
+def test_logits_of_any_size_come_to_the_labels(reader):
     batch = batch_of(TASK, reader)
     with torch.no_grad():
         small = tiny_segformer()(batch["pixel_values"]).logits
     found = TASK.outputs(Knowledge(logits=small), batch).logits
     expected = functional.interpolate(small, size=IMAGE, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(found, expected.permute(0, 2, 3, 1))
+    torch.testing.assert_close(found, expected)
     own = TASK.outputs(Knowledge(logits=expected), batch).logits
     torch.testing.assert_close(own, found)
 
@@ -114,6 +114,16 @@ def test_a_student_learns_pixel_by_pixel_from_a_teacher_of_another_size(reader):
         theirs = teacher(batch["pixel_values"]).logits
     each = functional.kl_div(ours.log_softmax(1), theirs.log_softmax(1), log_target=True, reduction="none").sum(1)
     torch.testing.assert_close(found, each[batch["labels"] != VOID].mean())
+
+
+def test_class_weights_make_the_loss_of_labels_pytorchs_weighted_mean(reader):
+    weights = (0.5, 2.0, 7.0)
+    task = replace(TASK, class_weights=weights)
+    batch, student = batch_of(task, reader), tiny_segformer()
+    found = Distiller(student, Objective([{"knowledge": "labels"}]), task).eval()(batch).total
+    logits = functional.interpolate(student(batch["pixel_values"]).logits, size=IMAGE, mode="bilinear")
+    expected = functional.cross_entropy(logits, batch["labels"], torch.tensor(weights), ignore_index=VOID)
+    torch.testing.assert_close(found, expected)
 
 
 def test_a_view_moves_image_and_map_alike(reader):

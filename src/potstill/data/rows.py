@@ -25,7 +25,8 @@ def standard_columns(dataset: DatasetDict, columns: Columns) -> dict[str, Datase
 
 def _standard(rows: Dataset, columns: Columns) -> Dataset:
     is_routed = ROUTE in rows.column_names and isinstance(rows.features[ROUTE], ClassLabel)
-    return columns.standard(rows, ["labels", *([ROUTE] if is_routed else [])])
+    labelled = "labels" in rows.column_names  # a label map is an input, and comes along as one
+    return columns.standard(rows, [*(["labels"] if labelled else []), *([ROUTE] if is_routed else [])])
 
 
 def routed(dataset: DatasetDict, column: str, names: Sequence[str]) -> DatasetDict:

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from potstill.evaluation import fidelity
 from potstill.evaluation.significance import Comparison, Estimate, bootstrap, interval, retained_interval
 from potstill.evaluation.verdict import verdict
-from potstill.metrics import METRICS, classification, keys, primary, score
+from potstill.metrics import METRICS, classification, keys, primary, score, segmentation
+from potstill.tasks.semantic_segmentation import OF_PIXELS
 
 Array = npt.NDArray[Any]
 TRAIN, VALIDATION = "train", "validation"
@@ -36,6 +37,8 @@ class Contender:
         logits: one mapping a seed: split -> [N,V].
         training: one mapping a seed: seconds, steps, rows_seen; empty where it wasn't trained here.
         curves: learning curves, as `results.json` has them.
+        fidelity: one mapping a seed: agreement and kl, where they were measured while predicting, since logits of every
+            pixel are not kept.
     """
 
     key: str
@@ -46,6 +49,7 @@ class Contender:
     cost: Mapping[str, Any] | None = None
     training: Sequence[Mapping[str, float]] = ()
     curves: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    fidelity: Sequence[Mapping[str, float]] = ()
 
     def on(self, split: str) -> list[Array]:
         """The logits of a split, one a seed."""
@@ -69,9 +73,7 @@ def model_entry(model: Contender, teacher: Contender, truth: Truth) -> dict[str,
     found = model.on(truth.split)
     reference = teacher.on(truth.split)[0]
     own = model is teacher
-    shared = {
-        name: None if own else _per_seed(fn(z, reference, problem) for z in found) for name, fn in FIDELITY.items()
-    }
+    shared = {name: None if own else _fidelity(model, name, reference, truth) for name in FIDELITY}
     retained = None if own else retained_interval(primary(problem), problem, found, reference, labels)
     return {
         "key": model.key,
@@ -92,6 +94,13 @@ def model_entry(model: Contender, teacher: Contender, truth: Truth) -> dict[str,
 
 
 FIDELITY = {"agreement": fidelity.agreement, "kl": fidelity.kl_to_teacher}
+
+
+def _fidelity(model: Contender, name: str, teacher: Array, truth: Truth) -> dict[str, Any] | None:
+    """Nearness to the teacher, one value a seed: as it was measured, or else from the logits."""
+    if truth.problem in OF_PIXELS:
+        return _per_seed(found[name] for found in model.fidelity) if model.fidelity else None
+    return _per_seed(FIDELITY[name](z, teacher, truth.problem) for z in model.on(truth.split))
 
 
 def comparisons(
@@ -142,10 +151,13 @@ def metric_table(problem: str) -> dict[str, Any]:
 
 
 def per_class_change(entries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """F1 of each class in teacher, baseline and student, and the student's change from the baseline."""
+    """F1 (or IoU) of each class in teacher, baseline and student, and the student's change from the baseline."""
     if "baseline" not in entries:
         return []
-    tables = {key: {row["class"]: row["f1"] for row in entry["per_class"]} for key, entry in entries.items()}
+    tables = {
+        key: {row["class"]: row["iou" if "iou" in row else "f1"] for row in entry["per_class"]}
+        for key, entry in entries.items()
+    }
     return [
         {
             "class": name,
@@ -209,7 +221,9 @@ def _per_seed(values: Any) -> dict[str, Any] | None:
 
 
 def _calibration(found: Sequence[Array], labels: Array, problem: str) -> dict[str, Any] | None:
-    """ECE of each seed; the curve over the decisions of all seeds."""
+    """ECE of each seed; the curve over the decisions of all seeds. None where probabilities aren't kept (pixels)."""
+    if problem in OF_PIXELS:
+        return None
     each = [fidelity.calibration(z, labels, problem) for z in found]
     if any(one is None for one in each):
         return None
@@ -219,8 +233,11 @@ def _calibration(found: Sequence[Array], labels: Array, problem: str) -> dict[st
 
 def _per_class(found: Sequence[Array], labels: Array, truth: Truth) -> list[dict[str, Any]]:
     """Mean over seeds."""
-    tables = [classification.per_class(truth.problem, z, labels, truth.names or None) for z in found]
-    columns = ("precision", "recall", "f1")
+    if truth.problem in OF_PIXELS:
+        tables = [segmentation.per_class(z, labels, truth.names) for z in found]
+    else:
+        tables = [classification.per_class(truth.problem, z, labels, truth.names or None) for z in found]
+    columns = [name for name in (tables[0] or [{}])[0] if name not in ("class", "support")]
     return [
         {**rows[0], **{c: float(np.mean([row[c] for row in rows])) for c in columns}}
         for rows in zip(*tables, strict=True)

@@ -22,7 +22,14 @@ OUTPUTS = {
     "single_label": "`logits.softmax(-1)` are the probabilities of the classes{classes}.",
     "multi_label": "`logits.sigmoid()` are the probabilities of the classes{classes}, each for itself.",
     "regression": "`logits` is the value itself.",
+    **dict.fromkeys(
+        ("segmentation", "segmentation_quarter"),
+        "`logits` [1, V, h, w] are of the classes{classes}. Of most models they are smaller than the image: bring them "
+        "to its size (`torch.nn.functional.interpolate`, bilinear), then `argmax(1)` is the class of each pixel.",
+    ),
 }
+PIPELINES = {"semantic_segmentation": "image-segmentation"}
+"""Tasks that model hubs call otherwise."""
 
 
 USES = {
@@ -42,6 +49,16 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 processor = AutoImageProcessor.from_pretrained("$folder")
 model = AutoModelForImageClassification.from_pretrained("$folder")
+batch = processor(Image.open("image.png").convert("RGB"), return_tensors="pt")
+logits = model(**batch).logits""",
+    ),
+    "semantic_segmentation": (
+        "A model of semantic segmentation",
+        """from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+processor = AutoImageProcessor.from_pretrained("$folder")
+model = AutoModelForSemanticSegmentation.from_pretrained("$folder")
 batch = processor(Image.open("image.png").convert("RGB"), return_tensors="pt")
 logits = model(**batch).logits""",
     ),
@@ -111,7 +128,7 @@ def _front_matter(results: Mapping[str, Any], licence: str | None) -> str:
     """The YAML head that model hubs read."""
     head: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": _task(results).replace("_", "-"),
+        "pipeline_tag": PIPELINES.get(_task(results), _task(results).replace("_", "-")),
         "tags": ["distillation", "potstill"],
     }
     if licence:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from potstill.report import formats
-from potstill.report.details import class_change_table, most_changed
+from potstill.report.details import class_change_table, class_score, most_changed
 from potstill.report.drawing import Plot, draw, legend
 from potstill.report.plots import number_axis, style
 from potstill.report.roles import DASHES, INK, MUTED, PARTS, RULE, metric_info, model_of, role, title_of
@@ -229,11 +229,11 @@ def _fit(classes: int) -> float:
 
 
 def class_change_plot(results: Results) -> Plot | None:
-    """F1 of each class: from the baseline to the student, and the teacher's beside."""
+    """F1 (or IoU) of each class: from the baseline to the student, and the teacher's beside."""
     changes = most_changed(results)
     if not changes:
         return None
-    total = len(results.get("per_class_change") or [])
+    total, score = len(results.get("per_class_change") or []), class_score(results)
 
     def paint(figure: "Figure", axes: "Axes") -> None:
         from matplotlib.ticker import FuncFormatter
@@ -260,10 +260,12 @@ def class_change_plot(results: Results) -> Plot | None:
         axes.set_yticks(range(len(changes)), [formats.tidy(item["class"], 20) for item in changes], color=INK)
         axes.set_ylim(len(changes) - 0.4, -0.6)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number * 100:.4g}%"))
-        axes.set_xlabel("F1")
+        axes.set_xlabel(score)
         legend(figure, axes, columns=3)
 
-    title = "F1 by class"
+    title = f"{score} by class"
     caption = f"{len(changes)} of {total} classes: those that changed most." if total > len(changes) else ""
-    svg = draw("classes", "F1 of each class: teacher, baseline and student", paint, height=1.4 + 0.28 * len(changes))
+    svg = draw(
+        "classes", f"{score} of each class: teacher, baseline and student", paint, height=1.4 + 0.28 * len(changes)
+    )
     return Plot("classes", title, svg, caption, class_change_table(results))

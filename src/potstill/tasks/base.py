@@ -173,7 +173,7 @@ class Task(Protocol):
         """
 
     def outputs(self, known: Knowledge, batch: Mapping[str, Tensor]) -> Knowledge:
-        """What was observed in a model, with its logits at the places that labels and masks have, classes last."""
+        """What was observed in a model, with its logits at the places that labels and masks have."""
 
     def defaults(self) -> Defaults:
         """The losses that labels and logits take when a term names none, and those that make no sense here."""

@@ -8,7 +8,8 @@ Decisions:
 - By the quarter protocol (TransKD's) labels have a quarter of that size, rounded up, as SegFormer's logits have. It is
   cheaper, its numbers are better ones, and they can't be compared with those at full size: so it is a problem of its
   own, with metrics of its own names.
-- Classes stand on the last axis, [B,H,W,V], as all losses of logits have them.
+- Where classes are weighted, the loss of labels is a weighted mean, as PyTorch's cross-entropy has it: the sum of
+  weights times values over the sum of weights, of the whole accumulation window.
 """
 
 import hashlib
@@ -31,16 +32,18 @@ from potstill.checks import problem as message
 from potstill.errors import ModelError
 from potstill.knowledge import TEACHERS, Knowledge, inputs_for
 from potstill.metrics.segmentation import VOID
+from potstill.objective import WEIGHTS, Defaults
 from potstill.tasks.base import Batch, Rows
 from potstill.tasks.classification import NUMBERS, Classification
 from potstill.tasks.images import ImageReader, ReadsImages, reader_text
 from potstill.tasks.label_maps import MapClasses
 from potstill.tasks.pictures import as_pixels, decoded
-from potstill.terms import Defaults
 
 FULL, QUARTER = "segmentation", "segmentation_quarter"
 STRIDE = {FULL: 1, QUARTER: 4}
 """The problem, by the protocol -> by how much labels are smaller than images."""
+OF_PIXELS = tuple(STRIDE)
+"""The problems whose outputs are one a pixel."""
 
 TWO = MapClasses(("background", "object"))
 
@@ -55,6 +58,7 @@ DEFAULTS = Defaults(
         "squared_error": _ONE_CLASS.format("cross_entropy"),
         "binary_kl_divergence": _ONE_CLASS.format("kl_divergence"),
     },
+    maps=True,
 )
 
 
@@ -65,6 +69,7 @@ class SemanticSegmentation(ReadsImages, Classification):
     names: the classes in the order of the logits.
     classes: what the ids of label maps mean.
     augmentation: how the images of rows with a column ``view`` are changed, and their maps with them.
+    class_weights: of each class, in the loss of labels.
 
     References:
         Liu, Zhang, Peng, Song, Wang, Zhang, Yang, Stiefelhagen: TransKD: Transformer Knowledge Distillation for
@@ -75,6 +80,7 @@ class SemanticSegmentation(ReadsImages, Classification):
     names: tuple[str, ...] = TWO.names
     classes: MapClasses = TWO
     augmentation: Augmentation | None = None
+    class_weights: tuple[float, ...] | None = None
 
     auto_class = AutoModelForSemanticSegmentation
 
@@ -99,16 +105,20 @@ class SemanticSegmentation(ReadsImages, Classification):
         return batch.get("labels")
 
     def masks(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Pixels that aren't void [B,H,W], for labels and outputs alike; rows [B]."""
+        """Pixels that aren't void [B,H,W], for labels and outputs alike; rows [B]; and weights, where there are any."""
         labels = batch["labels"]
         known = labels != VOID
-        return {"labels": known, "outputs": known, "rows": torch.ones_like(known[:, 0, 0])}
+        masks = {"labels": known, "outputs": known, "rows": torch.ones_like(known[:, 0, 0])}
+        if self.class_weights is None:
+            return masks
+        weights = torch.tensor(self.class_weights, device=labels.device)[labels.masked_fill(~known, 0)]
+        return {**masks, WEIGHTS: weights.masked_fill(~known, 0.0)}
 
     def outputs(self, known: Knowledge, batch: Mapping[str, Tensor]) -> Knowledge:
-        """The same record with logits [B,H,W,V] at the labels' size."""
+        """The same record with logits [B,V,H,W] at the labels' size."""
         if not isinstance(known.logits, Tensor):
             return known
-        return replace(known, logits=at_size(known.logits, batch["labels"]).movedim(1, -1))
+        return replace(known, logits=at_size(known.logits, batch["labels"]))
 
     def defaults(self) -> Defaults:
         """Cross-entropy and KL, pixel by pixel."""
@@ -116,7 +126,7 @@ class SemanticSegmentation(ReadsImages, Classification):
 
     def digest(self, reader: ImageReader) -> str:
         """The reader's, how training images are changed, and which ids are which class."""
-        found = super().digest(reader) + repr((self.classes.void, self.classes.palette))
+        found = super().digest(reader) + repr((self.classes.void, self.classes.palette, self.class_weights))
         return hashlib.sha256(found.encode()).hexdigest()
 
     def check_rows(self, name: str, model: PreTrainedModel, reader: ImageReader, rows: Mapping[str, Rows]) -> None:
