@@ -9,10 +9,10 @@ Decisions held here:
 * A class's IoU is of all images together, as published tables have it, and not a mean over images. A class that
   occurs neither in the truth nor in the predictions has none, and is left out of the mean; one that is only predicted
   has 0. The mean of accuracies is over the classes that occur in the truth. In a resample both are decided anew.
-* Boundary IoU compares the bands along the edges: a pixel is in the band of its class where a pixel of another class, or
-  the end of the image, is within the distance (rows and columns, the larger of the two). That is the mask minus its
-  erosion by a 3 x 3 square as many times, which is how the publication has it. What void hides is unknown, so no edge is
-  seen there: void is never the other class.
+* Boundary IoU compares the bands along the edges: a pixel is in the band of its class where a pixel of another class,
+  or the end of the image, is within the distance (rows and columns, the larger of the two). That is the mask minus its
+  erosion by a 3 x 3 square as many times, which is how the publication has it. What void hides is unknown, so no edge
+  is seen there: void is never the other class.
 * The quarter protocol has the same metrics under other names (`mean_iou_quarter`), so that no number of it can be shown
   or compared as one at full resolution.
 """
