@@ -55,6 +55,7 @@ ORDER = (
     "prediction",
     "evaluating",
     "likeness",
+    "sheet",
     "shipping",
     "results",
     "caching",

@@ -17,11 +17,10 @@ from potstill.caching import Caching, Shared
 from potstill.checks import problem
 from potstill.errors import CacheError, DataError, ExportError, ModelError
 from potstill.evaluation.outputs import OUTPUTS
-from potstill.evaluation.pixels import pixel_fidelity
 from potstill.evaluation.predict import fastest_device
 from potstill.evaluation.results import TRAIN, VALIDATION, Contender
-from potstill.knowledge import TEACHERS, Needs
-from potstill.likeness import attention_pairs, measure_attention, why_no_maps
+from potstill.knowledge import Needs
+from potstill.likeness import attention_pairs, measure_attention, measure_pixels, why_no_maps
 from potstill.metrics import METRICS, primary, score
 from potstill.preflight import preflight, require_space, shape_text, student_notes
 from potstill.progress import Progress, Silent
@@ -29,6 +28,7 @@ from potstill.recipe import Recipe, load_recipe
 from potstill.results import assemble, described
 from potstill.runs import RunFolder, Stage, copy_folder, write_json
 from potstill.school import School
+from potstill.sheet import sheet
 from potstill.shipping import FILES, export_student, measure_cost
 from potstill.tasks.semantic_segmentation import OF_PIXELS
 from potstill.terms import TEACHER
@@ -181,6 +181,7 @@ class _Run:
                 chosen,
             ),
             "attention": self.attention(chosen, teacher, students),
+            "sheet": self.sheet(chosen, teacher, students, predictions["student", chosen]),
             "kept": students["student", chosen].value.get("cache", {}),
         }
         outcome = self.report(results)
@@ -247,19 +248,15 @@ class _Run:
 
     def nearness(self, role: str, seed: int, model: Stage, teacher: Stage) -> list[dict[str, float]]:
         """How near a segmentation is to the teacher's, pixel by pixel; empty where logits are kept and say so."""
-        bench = self.bench.reads(role)
-        if bench.task.problem not in OF_PIXELS:
+        if self.bench.task.problem not in OF_PIXELS:
             return []
 
         def work(_folder: Path) -> dict[str, Any]:
-            ours, theirs = (reads.load(self.school.model(stage)).model.to(fastest_device()) for reads, stage in pair)  # type: ignore[arg-type]
-            prefix = TEACHERS if bench.teacher_reader is not None else ""
-            rows = bench.rows[bench.evaluated_on]
+            places = self.school.model(model), self.school.model(teacher)
             with self.progress.stage(f"{role.replace('_', ' ')} beside the teacher") as step:
-                return pixel_fidelity(ours, theirs, rows, bench.collate, prefix=prefix, progress=step)
+                return measure_pixels(self.bench, role, *places, step)
 
-        pair = ((bench, model), (self.bench.for_teacher, teacher))
-        made_from = {"models": [model.digest, teacher.digest], "rows": bench.digest}
+        made_from = {"models": [model.digest, teacher.digest], "rows": self.bench.digest}
         return [self.folder.stage(f"fidelity/{role}/{seed}", made_from, work).value]
 
     def choose(self, predictions: Mapping[tuple[str, int], Mapping[str, Any]]) -> int:
@@ -329,6 +326,26 @@ class _Run:
             value = self.folder.stage(f"attention/{role}/{seed}", made_from, work).value
             found.append({"key": role, "title": ROLES[role], **value})
         return found
+
+    def sheet(
+        self,
+        seed: int,
+        teacher: Stage,
+        students: Mapping[tuple[str, int], Stage],
+        predictions: Mapping[str, np.ndarray[Any, Any]],
+    ) -> dict[str, Any]:
+        """What the models say to a few images of a segmentation, as pictures; empty where rows have one answer each."""
+        if self.bench.task.problem not in OF_PIXELS:
+            return {}
+        shown = {TEACHER: teacher, **{role: students[role, seed] for role in reversed(self.recipe.roles)}}
+
+        def work(_folder: Path) -> dict[str, Any]:
+            with self.progress.stage("pictures"):
+                models = {role: self.school.model(stage) for role, stage in shown.items()}
+                return sheet(self.bench, models, predictions[self.bench.evaluated_on])
+
+        made_from = {"models": [stage.digest for stage in shown.values()], "rows": self.bench.digest}
+        return self.folder.stage("pictures", made_from, work).value
 
     def contenders(
         self,

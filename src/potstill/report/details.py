@@ -191,6 +191,25 @@ def _image(address: Any) -> str:
     return text if re.fullmatch(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*", text) else ""
 
 
+def sheet(results: Results) -> dict[str, Any] | None:
+    """Rows of pictures of a segmentation: image, truth and what each model says; None where there are none."""
+    given = results.get("sheet") or {}
+    if not given.get("rows"):
+        return None
+    keys = list(given["rows"][0]["pictures"])
+    columns = [(role(key), title_of(results, key)) for key in keys if key not in ("image", "truth")]
+    rows = [
+        {
+            "which": str(row["which"]).capitalize(),
+            "name": formats.tidy(row["name"], 40),
+            "iou": f"{formats.percent(row['iou'])} mean IoU{_resolution(results)}",
+            "pictures": [(row["pictures"][key], key) for key in keys],
+        }
+        for row in given["rows"]
+    ]
+    return {"columns": columns, "rows": rows, "legend": given.get("legend") or []}
+
+
 def agreement_counts(results: Results) -> Facts:
     """On how many rows both, one or none of teacher and student are right."""
     counts = (results.get("examples") or {}).get("counts") or {}

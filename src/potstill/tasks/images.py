@@ -87,8 +87,7 @@ class ImageReader:
         return pixels * (self.scale / std) - mean / std
 
     def label_map(self, numbers: Tensor) -> Tensor:
-        """A map [h,w] of whole numbers at the places that are read of its image: [H,W], the nearest pixel of each, and
-        -100 around it where the image is padded.
+        """A map [h,w] at the places that are read of its image, [H,W]: the nearest pixels, -100 where that is padded.
 
         Raises:
             ModelError: the processor does more than is known, so that pixels and map might not fit.
