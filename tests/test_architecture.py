@@ -55,6 +55,7 @@ ORDER = (
     "prediction",
     "evaluating",
     "likeness",
+    "segmenting",
     "shipping",
     "results",
     "caching",

@@ -18,13 +18,14 @@ from potstill.evaluation.results import (
     CONVENTION,
     Contender,
     Truth,
+    class_score,
     highlights,
     judgement,
     metric_table,
     model_entry,
     per_class_change,
 )
-from potstill.metrics import primary
+from potstill.metrics import of_pixels, primary
 from potstill.recipe import Recipe
 from potstill.runs import RunFolder
 from potstill.sections import FurtherTeacherSection, TeacherSection, architecture_named
@@ -62,7 +63,8 @@ def assemble(
         **judgement(by_key["student"], by_key, truth),
         # an accelerator's time beside a processor's would be no comparison
         "highlights": highlights(entries, [] if torch.cuda.is_available() else exports, bench.task.words.row),
-        "per_class_change": per_class_change(entries),
+        "class_score": class_score(truth.problem),
+        "per_class_change": per_class_change(entries, class_score(truth.problem)["key"]),
         "exports": list(exports),
         "examples": _examples(bench, by_key, truth),
         "how": _how(bench, contenders),
@@ -139,7 +141,10 @@ def _sizes(bench: Workbench) -> dict[str, Any]:
 
 
 def _examples(bench: Workbench, by_key: Mapping[str, Contender], truth: Truth) -> dict[str, Any] | None:
-    """Where teacher and the shipped student disagree; of images, each with a small picture."""
+    """Where teacher and the shipped student disagree; of images, each with a small picture. None of a segmentation,
+    whose images are shown with what each model sees in them."""
+    if of_pixels(truth.problem):
+        return None
     found = fidelity.disagreements(
         bench.task.shown(bench.raw[truth.split]),
         truth.labels[truth.split],
