@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from PIL import Image
 from tiny import IMAGE, tiny_model
 from tiny_images import tiny_reader
 from tiny_runs import FAST, SHORT, merged
+from transformers import AutoModelForSemanticSegmentation
 
 CLASSES = ("ground", "square", "disc")
 VOID_ID = 3
@@ -61,12 +63,18 @@ def tiny_segmenter(folder: Path, **options: Any) -> str:
 
 
 def tiny_segformer(labels: int = len(CLASSES), seed: int = 0, **options: Any) -> Any:
-    """A random SegFormer that segments, of two stages with three blocks and one."""
-    from transformers import AutoModelForSemanticSegmentation
-
-    made = AutoModelForSemanticSegmentation.from_config(tiny_model("segformer", labels=labels, **options).config)
-    made.segformer.load_state_dict(tiny_model("segformer", labels=labels, seed=seed, **options).segformer.state_dict())
-    return made.eval()
+    """A random SegFormer that segments, of two stages with three blocks and one; its weights are spread as in
+    `tiny_model`, so that its answers differ from pixel to pixel."""
+    classifier = tiny_model("segformer", labels=labels, seed=seed, **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = AutoModelForSemanticSegmentation.from_config(classifier.config).eval()
+        with torch.no_grad():
+            for parameter in made.decode_head.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(std=0.3)
+    made.segformer.load_state_dict(classifier.segformer.state_dict())
+    return made
 
 
 def tiny_map_recipe(folder: Path, changes: dict[str, Any] | None = None) -> dict[str, Any]:
