@@ -48,6 +48,7 @@ ORDER = (
     "recipe",
     "runs",
     "progress",
+    "labelled",
     "encoding",
     "workbench",
     "preflight",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny_images import tiny_image_folder, tiny_image_model
 from tiny_runs import FAST, SHORT, tiny_files, tiny_teacher, write_csv
 
 from potstill.pipeline import run
@@ -40,6 +41,25 @@ def files_of(folder: Path, classes: int) -> dict[str, str]:
     return found
 
 
+def of_texts(written: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A recipe with tiny rows and a tiny teacher."""
+    classes = written["data"].get("options", {}).get("classes", 2)
+    model = tiny_teacher(folder / "model", layers=6, width=48, heads=4)
+    made = shortened(written) | {"data": {"files": files_of(folder, classes), "max_length": 32}} | FAST
+    made["teacher"] = {**made["teacher"], "model": model}
+    for other in made["teacher"].get("others", ()):
+        other["model"] = model
+    return made
+
+
+def of_images(written: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A recipe with tiny pictures and, where its teacher is no config, a tiny one; other models are small enough."""
+    made = shortened(written) | {"data": {"name": tiny_image_folder(folder / "data")}} | FAST
+    if "model" in made["teacher"]:
+        made["teacher"] = {**made["teacher"], "model": tiny_image_model(folder / "model")}
+    return made
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_packaged_recipe_is_short(name: str) -> None:
     lines = RECIPES[name].read_text(encoding="utf-8").splitlines()
@@ -50,13 +70,7 @@ def test_a_packaged_recipe_is_short(name: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_packaged_recipe_runs(name: str, tmp_path: Path) -> None:
     written = yaml.safe_load(RECIPES[name].read_text(encoding="utf-8"))
-    classes = written["data"].get("options", {}).get("classes", 2)
-    model = tiny_teacher(tmp_path / "model", layers=6, width=48, heads=4)
-    data = {"files": files_of(tmp_path, classes), "max_length": 32}
-    made = shortened(written) | {"data": data} | FAST
-    made["teacher"] = {**made["teacher"], "model": model}
-    for other in made["teacher"].get("others", ()):
-        other["model"] = model
+    made = of_images(written, tmp_path) if written["task"] == "image_classification" else of_texts(written, tmp_path)
     recipe = load_recipe(made)
     planned = plan(made)
     assert [stage.title for stage in planned.stages if stage.title.startswith("student")]

@@ -118,7 +118,7 @@ def test_no_trial_sees_the_test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     class Watched(searching.School):
         def __init__(self, folder: Any, bench: Any, *others: Any) -> None:
-            seen.extend((set(bench.rows), set(bench.texts)))
+            seen.extend((set(bench.rows), set(bench.raw)))
             super().__init__(folder, bench, *others)
 
     monkeypatch.setattr(searching, "School", Watched)
@@ -129,7 +129,7 @@ def test_no_trial_sees_the_test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_bench_without_test_rows_is_another_bench(tmp_path: Path) -> None:
     bench = workbench.prepare_workbench(load_recipe(made(tmp_path)), lambda _text: None)
     less = searching.without_test(bench)
-    assert "test" in bench.rows and "test" not in less.rows and "test" not in less.texts
+    assert "test" in bench.rows and "test" not in less.rows and "test" not in less.raw
     assert less.evaluated_on == "validation"
     assert less.digest != bench.digest
 

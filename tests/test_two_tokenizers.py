@@ -59,7 +59,7 @@ def spelling_student(folder: Path, layers: int = 1) -> str:
 def test_rows_and_digest_are_what_they_were_before_there_could_be_two(tmp_path: Path) -> None:
     bench = bench_of(tiny_recipe(tmp_path))
     assert bench.digest == "1437cafc3865e3e0"  # computed when there was one tokenizer and no `student.vocabulary`
-    assert bench.for_teacher is bench and bench.teachers is None and bench.teacher_tokenizer is None
+    assert bench.for_teacher is bench and bench.teachers is None and bench.teacher_reader is None
     assert set(bench.rows["train"].column_names) == {"labels", "input_ids", "token_type_ids", "length"}
     own = save_folder(tiny_model(layers=1), tmp_path / "same")
     student = {"from": "checkpoint", "layers": None, "model": str(own)}
@@ -93,12 +93,12 @@ def test_rows_hold_both_encodings(cut: tuple[dict[str, Any], Workbench]) -> None
     _, bench = cut
     teacher = bench.for_teacher
     assert teacher.digest == bench_of(merged(cut[0], {"student": {"vocabulary": None}})).digest != bench.digest
-    assert len(bench.tokenizer) == len(teacher.tokenizer) - 3
+    assert len(bench.reader) == len(teacher.reader) - 3
     for split, rows in bench.rows.items():
         assert rows["teacher_input_ids"][:] == teacher.rows[split]["input_ids"][:]
         assert rows["labels"][:] == teacher.rows[split]["labels"][:]
-        for text, ids in zip(bench.texts[split]["text"], rows["input_ids"], strict=True):
-            assert ids == bench.tokenizer(text, truncation=True, max_length=32)["input_ids"]
+        for text, ids in zip(bench.raw[split]["text"], rows["input_ids"], strict=True):
+            assert ids == bench.reader(text, truncation=True, max_length=32)["input_ids"]
     assert bench.reads("teacher").rows is teacher.rows and bench.reads("baseline") is bench
 
 
@@ -170,7 +170,7 @@ def test_a_cut_by_count_compares_no_tokens(
     cut: tuple[dict[str, Any], Workbench],
 ) -> None:
     recipe, bench = cut
-    assert bench.tokenizer.tokenize("a dull film") == ["a", "[UNK]", "film"]
+    assert bench.reader.tokenize("a dull film") == ["a", "[UNK]", "film"]
     rare = merged(recipe, {"student": {"vocabulary": {"minimum_count": 12}}})
     with pytest.raises(ModelError, match="hidden, values would compare tokens that aren't the same"):
         preflight(bench_of(rare))
@@ -242,7 +242,7 @@ def test_all_cuts_together_and_what_the_plan_says(tmp_path: Path) -> None:
     recipe = lacking(tmp_path, {"student": student, "distill": [{"terms": TERMS[:3], "train": SHORT}]})
     bench = bench_of(recipe)
     found = preflight(bench)
-    assert found.student.config.hidden_size == 16 and found.student.config.vocab_size == len(bench.tokenizer)
+    assert found.student.config.hidden_size == 16 and found.student.config.vocab_size == len(bench.reader)
     words = found.student.get_input_embeddings().weight
     rows = found.teacher.get_input_embeddings().weight[list(bench.vocabulary.kept)]
     assert all(any(torch.equal(words[:, i], rows[:, j]) for j in range(32)) for i in range(16))
@@ -278,11 +278,11 @@ def test_a_whole_run_with_a_cut_vocabulary(tmp_path: Path) -> None:
     for place in ("student", "baseline", "seeds/0/pretrained_baseline"):
         tokenizer = AutoTokenizer.from_pretrained(made.folder / place)
         model = AutoModelForSequenceClassification.from_pretrained(made.folder / place).eval()
-        assert tokenizer.get_vocab() == bench.tokenizer.get_vocab() and model.config.vocab_size == 26
+        assert tokenizer.get_vocab() == bench.reader.get_vocab() and model.config.vocab_size == 26
     assert len(AutoTokenizer.from_pretrained(made.folder / "teacher")) == 29
     student = AutoModelForSequenceClassification.from_pretrained(made.folder / "student").eval()
     kept = load_predictions(made.folder / "predictions/student-0.parquet")["test"]
-    plain = bench.task.collator(bench.tokenizer)
+    plain = bench.task.collator(bench.reader)
     assert abs(predict_logits(student, bench.rows["test"], plain) - kept).max() < 1e-5
     teacher = AutoModelForSequenceClassification.from_pretrained(made.folder / "teacher").eval()
     reads = bench.for_teacher

@@ -70,8 +70,8 @@ def test_unlabelled_columns_are_called_as_the_labelled(recipe: dict[str, Any], t
     made["data"]["files"] = {"train": rows, "test": rows}
     told = Told()
     bench = bench_of(made, told)
-    assert bench.texts["unlabelled"]["text"][:] == ["the film"]
-    assert "4 unlabelled rows are left out: their text is empty, or in validation or test" in told.text
+    assert bench.raw["unlabelled"]["text"][:] == ["the film"]
+    assert "4 unlabelled rows are left out: they show nothing, or what is in validation or test" in told.text
     assert len(bench.transfer) == len(bench.rows["train"]) + 1
     assert bench.rows["unlabelled"]["labels"][:] == [-100]
 
@@ -162,7 +162,7 @@ def test_numbered_labels_with_names_are_renumbered_for_the_teacher(tmp_path: Pat
     bench = prepare_workbench(load_recipe(tiny_recipe(tmp_path, changes)), lambda _: None)
     assert bench.task.names == ("good", "bad")
     known = dict(zip(texts, labels, strict=True))
-    for row in bench.texts["train"]:
+    for row in bench.raw["train"]:
         assert row["labels"] == 1 - known[row["text"]]
 
 

@@ -28,10 +28,11 @@ DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
 FAMILIES = (*ENCODERS, *DECODERS)  # one stack of layers, over text
 
 ENCODER_DECODERS = ("t5", "bart", "marian")
-PATCHES = ("vit", "deit", "dinov2")  # one stack of layers, over patches of an image
+PATCHES = ("vit", "deit", "beit", "dinov2")  # one stack of layers, over patches of an image
 STAGED = ("swin", "segformer", "pvt_v2")  # layers in stages: all but one in the first, one in the second
-CONVOLUTIONAL = ("mobilenet_v2", "resnet")
+CONVOLUTIONAL = ("mobilenet_v2", "resnet", "convnext")
 IMAGES = (*PATCHES, *STAGED, *CONVOLUTIONAL)
+BACKBONES = ("swin", "pvt_v2", "convnext", "resnet")  # of UperNet
 ALL_FAMILIES = (*FAMILIES, *ENCODER_DECODERS, *IMAGES)
 IMAGE = (32, 48)  # height and width: not square, so that a turned map is seen
 
@@ -146,6 +147,8 @@ def _image_sizes(family: str, layers: int, width: int, heads: int) -> dict[str, 
         sizes: dict[str, Any] = {"intermediate_size": 2 * width}
         if family == "dinov2":  # interpolates the positions of a square
             sizes = {"mlp_ratio": 2, "image_size": IMAGE[0]}
+        if family == "beit":  # counts patches, and classifies by their mean
+            sizes |= {"use_relative_position_bias": True, "out_indices": [0, 1]}
         if family == "deit":  # of its two classifiers
             sizes |= {"architectures": ["DeiTForImageClassification"]}
         return {**plain, **sizes, "num_attention_heads": heads}
@@ -159,7 +162,28 @@ def _image_sizes(family: str, layers: int, width: int, heads: int) -> dict[str, 
     if family == "resnet":
         sizes = {"embedding_size": width // 2, "hidden_sizes": [width // 2, width], "layer_type": "basic"}
         return {**sizes, "depths": depths}
+    if family == "convnext":
+        return {"num_stages": 2, "hidden_sizes": [width // 2, width], "depths": depths}
     return {"image_size": IMAGE, "depth_multiplier": 0.25}
+
+
+def tiny_upernet(backbone: str, labels: int = 3, seed: int = 0) -> Any:
+    """A random UperNet whose backbone of the given family has four stages of 1, 2, 1 and 1 layers."""
+    depths, widths, heads = [1, 2, 1, 1], [8, 16, 24, 32], [1, 2, 3, 4]
+    sizes: dict[str, Any] = {
+        "pvt_v2": {"hidden_sizes": widths, "num_attention_heads": heads},
+        "swin": {"image_size": IMAGE, "window_size": 4, "embed_dim": 8, "num_heads": [1, 2, 2, 4]},
+        "convnext": {"hidden_sizes": widths},
+        "resnet": {"hidden_sizes": widths, "embedding_size": 8, "layer_type": "basic"},
+    }[backbone]
+    stages = {"depths": depths, "out_features": [f"stage{number}" for number in (1, 2, 3, 4)]}
+    inner = transformers.AutoConfig.for_model(backbone, **sizes, **stages)
+    full = transformers.AutoConfig.for_model(
+        "upernet", backbone_config=inner, hidden_size=16, use_auxiliary_head=False, num_labels=labels
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return transformers.AutoModelForSemanticSegmentation.from_config(full).eval()
 
 
 def tiny_tokenizer(padding_side: str = "right") -> PreTrainedTokenizerFast:

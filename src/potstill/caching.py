@@ -133,6 +133,9 @@ class Caching:
     def decide(self, name: str, teacher: PreTrainedModel, passes: float, runs_in: str) -> Decision:
         """Whether a teacher's knowledge is kept."""
         own, rows = self.asked[name], self.rows
+        if changing := self._changing():
+            self._require_same_rows(name)
+            return Decision(False, f"it runs along: {changing}", own)
         together = own | self.shared.asked.get(name, own)
         if self.section.use == ONLY:
             return Decision(True, f"its answers are read from {self.root}", own)
@@ -164,6 +167,8 @@ class Caching:
         self, name: str, teacher: PreTrainedModel, needs: Needs, runs_in: str, passes: float = 1, part: Any = (0, 1)
     ) -> tuple[CachedTeacher, dict[str, Any]]:
         """Write what is missing, on all ranks together, and open it. `part` says which share of the rows is ours."""
+        if self._changing():
+            self._require_same_rows(name, ALWAYS)
         identity = self.identity(teacher, needs, runs_in)
         if self.section.use == ONLY:
             cache = self._only(name, identity)
@@ -230,6 +235,26 @@ class Caching:
 
     # ---- what is kept
 
+    def _changing(self) -> str:
+        """Why the teacher never sees a row again as it was; empty where it does."""
+        made = self.bench.task.augmentation
+        if made is None or made.fixed:
+            return ""
+        mixed = "data.augment mixes each batch anew (mixup, cutmix)"
+        return mixed if made.mixes else "data.augment shows another view of each image in every epoch"
+
+    def _require_same_rows(self, name: str, use: str | None = None) -> None:
+        """Raise `CacheError` where answers are to be kept, and are answers to what is never shown again."""
+        if (use or self.section.use) in (ALWAYS, ONLY):
+            raise CacheError(
+                problem(
+                    f"The answers of {name} can't be kept",
+                    given=self._changing(),
+                    follows="They would be answers to other images",
+                    do="Set data.augment.views to a number of fixed views, without mixup and cutmix; or cache.use=auto",
+                )
+            )
+
     @property
     def rows(self) -> Any:
         """The rows that the student learns from."""
@@ -237,17 +262,18 @@ class Caching:
 
     @property
     def prefix(self) -> str:
-        """Of the columns that the teachers read, where their tokenizer isn't the student's."""
-        return TEACHERS if self.bench.teacher_tokenizer is not None else ""
+        """Of the columns that the teachers read, where their reader isn't the student's."""
+        return TEACHERS if self.bench.teacher_reader is not None else ""
 
     def identity(self, teacher: PreTrainedModel, needs: Needs, runs_in: str) -> Identity:
         """What a cache of a teacher's knowledge is the knowledge of."""
-        reads = self.bench.teacher_tokenizer or self.bench.tokenizer
+        reads, section = self.bench.for_teacher, self.bench.recipe.data
+        cut = reads.task.limit(reads.reader, section.max_length) is not None
         return Identity(
             teacher_digest(teacher),
-            tokenizer_digest(reads),
+            reads.task.digest(reads.reader) or tokenizer_digest(reads.reader),
             needs,
-            self.bench.recipe.data.max_length,
+            section.max_length if cut else None,
             runs_in,
             Storage(self.section.precision),
         )

@@ -1,7 +1,7 @@
 """The few validators, and the one form of message: what is wrong, what was given, what follows, what to do."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from potstill.errors import ShapeError
@@ -14,6 +14,11 @@ def problem(what: str, *, given: Any = None, follows: str = "", do: str = "") ->
         parts.append(f"Got: {given}".rstrip("."))
     parts += [part.rstrip(".") for part in (follows, do) if part]
     return ". ".join(parts) + "."
+
+
+def first_few(names: Sequence[str], shown: int = 5) -> str:
+    """``a, b, c, d, e and 7 more``: the first of many names, and how many are left out."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

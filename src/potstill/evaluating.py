@@ -9,10 +9,11 @@ from potstill.data import load, prepare
 from potstill.data.rows import standard_columns, with_labels
 from potstill.errors import DataError, ModelError
 from potstill.evaluation import fidelity
-from potstill.evaluation.predict import predict_logits
+from potstill.evaluation.predict import OUTPUTS
 from potstill.evaluation.significance import bootstrap, interval
+from potstill.labelled import GUESSES
 from potstill.metrics import METRICS, keys, primary
-from potstill.prediction import load_classifier, token_limit
+from potstill.prediction import load_classifier
 from potstill.progress import Progress
 from potstill.workbench import label_array, model_path
 
@@ -31,12 +32,12 @@ def evaluate_folder(
     Raises `DataError` where the split isn't there or its labels aren't the model's, `ModelError` for models that don't
     fit.
     """
-    task, loaded, tokenizer = load_classifier(model)
+    task, loaded, reader = load_classifier(model)
     name = {"files": {split: data}} if Path(data).is_file() else {"name": data}
     found, notes = load.load_with_notes(load.Source(**name))
     if split not in found:
         raise DataError(problem(f"The data has no split '{split}'", given=", ".join(found), do="Name one with --split"))
-    guessed, said = prepare.guess_columns(found, dict(columns))
+    guessed, said = GUESSES[type(task)](found, dict(columns))
     for note in [*notes, *said]:
         progress.say(note)
     labels = prepare.Labels(task.problem, task.names)  # type: ignore[arg-type]
@@ -46,12 +47,13 @@ def evaluate_folder(
         raise DataError(problem(f"No row of {split} has a label", do="Name another split with --split"))
     truth = label_array(rows, task.problem)
 
-    def logits(which: Any, its_tokenizer: Any, title: str) -> Any:
-        encoded = task.encode(rows, its_tokenizer, max_length=token_limit(which, its_tokenizer, max_length))
+    def logits(which: Any, its_reader: Any, title: str) -> Any:
+        limit = task.limit(its_reader, max_length, which)
+        encoded = task.encode(rows, its_reader, max_length=max_length if limit is None else limit)
         with progress.stage(title) as step:
-            return predict_logits(which, encoded, task.collator(its_tokenizer), progress=step)
+            return OUTPUTS[task.problem].predict(which, encoded, task.collator(its_reader), progress=step)
 
-    ours = logits(loaded, tokenizer, "model")
+    ours = logits(loaded, reader, "model")
     lines = [("rows", f"{len(rows):,} of {split}")]
     for key in keys(task.problem):
         made = interval(key, task.problem, ours, truth)
@@ -60,11 +62,11 @@ def evaluate_folder(
     if calibrated is not None:
         lines.append(("Calibration error (ECE)", f"{calibrated['ece']:.4f}"))
     if teacher is not None:
-        theirs_task, theirs_model, theirs_tokenizer = load_classifier(Path(model_path(str(teacher))))
-        if theirs_task.names != task.names:
+        theirs_task, theirs_model, theirs_reader = load_classifier(Path(model_path(str(teacher))))
+        if type(theirs_task) is not type(task) or theirs_task.names != task.names:
             given = f"model {list(task.names)}, teacher {list(theirs_task.names)}"
             raise ModelError(problem("Model and teacher know different classes, or in another order", given=given))
-        theirs = logits(theirs_model, theirs_tokenizer, "teacher")
+        theirs = logits(theirs_model, theirs_reader, "teacher")
         lines += _beside_teacher(ours, theirs, truth, task.problem)
     return lines
 

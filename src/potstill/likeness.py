@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel
 
 from potstill.errors import MappingError, ModelError
 from potstill.evaluation.attention_similarity import compare_attention, means
 from potstill.evaluation.predict import fastest_device
-from potstill.knowledge import architecture, describe
+from potstill.knowledge import Needs, architecture, describe, observe
 from potstill.mappings import layer_map
 from potstill.objective import BoundObjective
 from potstill.preflight import Preflight
@@ -31,13 +32,32 @@ MAPS = ("attention", "scores")  # the kinds of knowledge whose layer maps are ta
 def why_no_maps(bench: Workbench, found: Preflight) -> str | None:
     """Why the attention maps of a recipe's teacher and student can't be compared; None where they can."""
     if bench.teachers is not None:
-        return "teacher and student read the rows by different tokenizers, so their tokens have no counterparts"
+        return (
+            "teacher and student read the rows by different tokenizers or image processors, so their tokens have no "
+            "counterparts"
+        )
     for model in (found.teacher, found.student):
         try:
             architecture(model)
         except ModelError as error:
             return str(error)
+        shape = describe(model)
+        if not shape.heads or shape.layer_widths:
+            return f"{shape.family} has no one list of layers with attention over all tokens"
+    ours, theirs = (_tokens(bench, model) for model in (found.student, found.teacher))
+    if ours != theirs:
+        return f"the student sees {ours} tokens in an image and the teacher {theirs}, so they have no counterparts"
     return None
+
+
+def _tokens(bench: Workbench, model: PreTrainedModel) -> int | None:
+    """How many tokens a model of images sees in each of them; None for texts, where rows say it."""
+    batch = bench.collate(bench.rows[bench.evaluated_on].select([0]).to_list())
+    if "tokens" in bench.task.masks(batch):
+        return None
+    last = describe(model).layers - 1
+    with torch.no_grad():
+        return observe(model, batch, Needs(hidden=frozenset({last}))).hidden[last].shape[1]
 
 
 def attention_pairs(

@@ -49,8 +49,9 @@ class Scene:
 
     Args:
         labels: the task's labels of the rows.
-        masks: ``labels`` [B] rows with a label, ``outputs`` [B] rows that count, ``tokens`` [B,S] not padding; where
-            outputs are of tokens, ``labels`` and ``outputs`` are [B,S], and ``rows`` [B] are the rows that count.
+        masks: ``labels`` [B] rows with a label, ``outputs`` [B] rows that count, ``tokens`` [B,S] not padding (images
+            have none); where outputs are of tokens or pixels, ``labels`` and ``outputs`` are [B,S] or [B,H,W], and
+            ``rows`` [B] are the rows that count.
         counts: the denominators, over the whole accumulation window; None takes those of this micro-batch.
         progress: the share of training done, 0 to 1, for the schedules.
         modules: projections and memories by name, as `BoundObjective.projections` and `memories` list them.
@@ -128,6 +129,8 @@ class BoundObjective:
     def needs(self, side: str, source: str = TEACHER) -> Needs:
         """What this objective asks of the ``student``, or of the ``teacher`` that `source` names."""
         found = Needs(logits=side == "student")
+        if side == "student":
+            found |= Needs(classifiers=frozenset(term.classifier for term in self.terms if term.classifier is not None))
         for term in self.terms:
             if side == "teacher" and term.source != source:
                 continue
@@ -216,7 +219,10 @@ def _mean(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scene:
     means = []
     for value in _values(term, student, teacher, scene):
         positions = term.positions
-        if value.shape != scene.masks[positions].shape:  # a value of a whole row, from its tokens
+        if positions not in scene.masks:  # images: nothing is padding, so a row is the mean of its places
+            positions = _rows(scene)
+            value = value.flatten(1).mean(1) if value.ndim > 1 else value
+        elif value.shape != scene.masks[positions].shape:  # a value of a whole row, from its tokens
             positions = _rows(scene)
         if isinstance(influence, Tensor):
             value = value * influence.reshape(-1, *[1] * (value.ndim - 1)).to(value.dtype)
@@ -244,11 +250,11 @@ def _values(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scen
     """The unreduced loss of a term, one tensor a layer pair."""
     options = _arguments(term, student, teacher, scene)
     if term.kind == "labels":
-        yield term.loss(student.logits, scene.labels, **options)
+        yield term.loss(student.logits_of(term.classifier), scene.labels, **options)
         return
     assert teacher is not None, "a term that compares with the teacher was called without one"
     if term.kind == "logits":
-        ours, target = student.logits, teacher.logits
+        ours, target = student.logits_of(term.classifier), teacher.logits
         if isinstance(target, SparseLogits):
             assert isinstance(ours, Tensor)
             ours, target = outcomes(ours, target, term, options.get("temperature", 1.0))
@@ -282,7 +288,7 @@ def _arguments(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, s
         options = {**term.options, **{key: value(scene.progress) for key, value in term.scheduled.items()}}
         if isinstance(term.temperature, Adaptive):
             assert teacher is not None
-            ours, theirs = student.logits, teacher.logits
+            ours, theirs = student.logits_of(term.classifier), teacher.logits
             assert isinstance(ours, Tensor) and isinstance(theirs, Tensor)
             mask = scene.masks["outputs"]
             options["temperature"] = term.temperature(scene.progress, ours, theirs, mask=mask)
@@ -292,7 +298,8 @@ def _arguments(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, s
     if "labels" in parameters and term.kind != "labels":
         options["labels"] = scene.labels
     if "mask" in parameters and term.kind != "labels":
-        options["mask"] = scene.masks[_rows(scene) if term.pool else "outputs" if term.kind == "logits" else "tokens"]
+        name = _rows(scene) if term.pool else "outputs" if term.kind == "logits" else "tokens"
+        options["mask"] = scene.masks.get(name)
     return options
 
 
@@ -302,7 +309,7 @@ def _pair(
     """What a layer pair compares: pooled where the term pools, and projected to the teacher's width."""
     ours, theirs = getattr(student, term.kind)[pair[0]], getattr(teacher, term.kind)[pair[1]]
     if term.pool is not None:
-        mask = scene.masks["tokens"]
+        mask = scene.masks.get("tokens")
         ours = pooled(ours, mask, term.pool)
         theirs = pooled(theirs, mask if teacher.mask is None else teacher.mask, term.pool)  # by its own tokens
     if term.project:
@@ -310,14 +317,16 @@ def _pair(
     return ours, theirs
 
 
-def pooled(states: Tensor, mask: Tensor, how: str) -> Tensor:
+def pooled(states: Tensor, mask: Tensor | None, how: str) -> Tensor:
     """One vector a row, [B, D], from the hidden states [B, S, D] of its tokens.
 
     Args:
         states: hidden states, [B, S, D].
-        mask: true where a token is no padding, [B, S]; padding may stand on either side.
+        mask: true where a token is no padding, [B, S]; padding may stand on either side. None: there is none.
         how: ``first`` token, ``last`` token, or the ``mean`` over all.
     """
+    if mask is None:
+        mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
     if how == "mean":
         kept = states.masked_fill(~mask.unsqueeze(-1), 0.0)
         return kept.sum(1) / mask.sum(1, keepdim=True).clamp(min=1).to(states.dtype)

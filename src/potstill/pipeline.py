@@ -16,7 +16,7 @@ from potstill import ranks
 from potstill.caching import Caching, Shared
 from potstill.checks import problem
 from potstill.errors import CacheError, DataError, ExportError, ModelError
-from potstill.evaluation.predict import fastest_device, load_predictions, predict_logits, save_predictions
+from potstill.evaluation.predict import OUTPUTS, fastest_device
 from potstill.evaluation.results import TRAIN, VALIDATION, Contender
 from potstill.knowledge import Needs
 from potstill.likeness import attention_pairs, measure_attention, why_no_maps
@@ -225,6 +225,7 @@ class _Run:
         """The logits on every split that is evaluated, in float32."""
         file = self.path / "predictions" / f"{role}-{seed}.parquet"
         bench = self.bench.reads(role)
+        outputs = OUTPUTS[bench.task.problem]
 
         def work(_folder: Path) -> dict[str, Any]:
             loaded = bench.load(self.school.model(model)).model
@@ -233,13 +234,13 @@ class _Run:
             for split in dict.fromkeys([TRAIN, VALIDATION, bench.evaluated_on]):
                 rows = bench.sample_of_train if split == TRAIN else bench.rows[split]
                 with self.progress.stage(f"{role.replace('_', ' ')} on {split}") as step:
-                    found[split] = predict_logits(loaded, rows, bench.collate, progress=step)
-            save_predictions(file, found)
+                    found[split] = outputs.predict(loaded, rows, bench.collate, progress=step)
+            outputs.save(file, found)
             return {"file": file.name}
 
         made_from = {"model": model.digest, "rows": bench.digest}
         self.folder.stage(f"predictions/{role}/{seed}", made_from, work, [f"predictions/{file.name}"])
-        return load_predictions(file)
+        return outputs.load(file)
 
     def choose(self, predictions: Mapping[tuple[str, int], Mapping[str, Any]]) -> int:
         """The seed whose student ships: the best on validation, which no final number is made from."""

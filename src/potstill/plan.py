@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from potstill.caching import Caching
 from potstill.knowledge.architectures import ModelShape, describe
 from potstill.knowledge.types import LAYERED, Needs
+from potstill.labelled import TRAIN
 from potstill.mappings import EMBEDDINGS
 from potstill.objective import BoundObjective, BoundTerm
 from potstill.pipeline import RUNS
@@ -30,7 +31,7 @@ from potstill.training.distiller import ROW
 from potstill.training.dropout import cheap_dropout
 from potstill.training.precision import TrialSizes
 from potstill.training.stages import total_steps
-from potstill.workbench import LABELS_ONLY, TRAIN, Workbench, prepare_workbench
+from potstill.workbench import LABELS_ONLY, Workbench, prepare_workbench
 
 TRIED = 4  # batches that are timed, from short to long; before them the longest, whose memory is counted
 ADAM = 4 * 4  # bytes a parameter: weight, gradient, two moments

@@ -1,23 +1,22 @@
-"""What a finished model says of texts: the class names of its config, and its probabilities."""
+"""What a finished model says of texts or images: the class names of its config, and its probabilities."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel
 
 from potstill.checks import problem
 from potstill.errors import ModelError
 from potstill.knowledge import inputs_for
-from potstill.knowledge.architectures import longest_input
-from potstill.tasks import TextClassification, load_tokenizer
-from potstill.tasks.text_classification import PROBLEM_TYPES
-
-MOST_TOKENS = 8192  # where neither tokenizer nor model says when a text is too long
+from potstill.labelled import Classified
+from potstill.tasks import ImageClassification, TextClassification
+from potstill.tasks.classification import PROBLEM_TYPES
 
 
-def load_classifier(folder: Path) -> tuple[TextClassification, PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model that was trained to classify, with the task that its config tells of, and its tokenizer.
+def load_classifier(folder: Path) -> tuple[Classified, PreTrainedModel, Any]:
+    """A model that was trained to classify, with the task that its config tells of, and its reader.
 
     A hub id may stand in the folder's place. Raises `ModelError` for a folder without a model, or with a head that was
     never trained, and for a hub id that can't be reached.
@@ -35,33 +34,29 @@ def load_classifier(folder: Path) -> tuple[TextClassification, PreTrainedModel, 
         raise ModelError(problem(f"'{name}' is neither a model's folder nor a hub id", given=given, do=do)) from error
     kinds = {kind: name for name, kind in PROBLEM_TYPES.items()}
     names = tuple(str(config.id2label[number]) for number in sorted(config.id2label))
-    task = TextClassification(kinds.get(config.problem_type or "", "single_label"), names)
+    of_images = any("ForImageClassification" in head for head in config.architectures or ())
+    kind = ImageClassification if of_images else TextClassification
+    task = kind(kinds.get(config.problem_type or "", "single_label"), names)
     loaded = task.load(folder)
     if loaded.new_parameters:
         raise ModelError(problem(f"{folder} holds no trained classifier", given=", ".join(loaded.new_parameters[:3])))
-    return task, loaded.model, load_tokenizer(folder)
+    return task, loaded.model, task.load_reader(folder)
 
 
-def token_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, most: int = MOST_TOKENS) -> int:
-    """To how many tokens a text is cut: `most`, or fewer where the tokenizer or the model's positions end before."""
-    return min(most, tokenizer.model_max_length, longest_input(model) or most)
+def predict(folder: Path, shown: Sequence[str], pairs: Sequence[str] | None = None) -> list[list[tuple[str, float]]]:
+    """For each text, or each path of an image, (name, probability), most probable first; several labels: those above a
+    half; regression: the value.
 
-
-def predict(folder: Path, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[list[tuple[str, float]]]:
-    """For each text (name, probability), most probable first; several labels: those above a half; regression: the
-    value.
-
-    Raises `ModelError` for a folder without a model, and when texts and pairs differ in number.
+    Raises `ModelError` for a folder without a model, and when texts and pairs differ in number; `DataError` for a file
+    that is no image.
     """
-    if pairs and len(pairs) != len(texts):
-        given = f"{len(texts)} texts, {len(pairs)} seconds"
+    if pairs and len(pairs) != len(shown):
+        given = f"{len(shown)} texts, {len(pairs)} seconds"
         raise ModelError(problem("Every text of a pair needs its second", given=given))
-    task, model, tokenizer = load_classifier(folder)
-    both = (list(texts), list(pairs)) if pairs else (list(texts),)
-    limit = token_limit(model, tokenizer)
-    encoded = tokenizer(*both, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+    task, model, reader = load_classifier(folder)
+    batch = task.batch_of(reader, model, shown, pairs)
     with torch.inference_mode():
-        logits = model(**inputs_for(model, encoded)).logits
+        logits = model(**inputs_for(model, batch)).logits
     if task.problem == "regression":
         return [[(task.names[0], float(value))] for value in logits[:, 0]]
     chances = logits.softmax(-1) if task.problem == "single_label" else logits.sigmoid()

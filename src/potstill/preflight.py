@@ -1,7 +1,7 @@
 """Models made ready: loaded, built and compared, every objective bound to them.
 
 Everything that can be wrong with them is found here, before anything is trained. `plan` stops after it, `pipeline` goes
-on. Teachers read the rows with their tokenizer; the student, its baselines, assistants and peers all read them with the
+on. Teachers read the rows with their reader; the student, its baselines, assistants and peers all read them with the
 student's.
 """
 
@@ -13,25 +13,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from potstill import export
 from potstill.checks import problem
 from potstill.errors import ModelError, RecipeError, RunFolderError
 from potstill.knowledge import Needs
-from potstill.knowledge.architectures import describe, longest_input
+from potstill.knowledge.architectures import describe
+from potstill.labelled import TRAIN, head_names, lowered
 from potstill.mappings import selection
 from potstill.objective import BoundObjective
 from potstill.recipe import Recipe
-from potstill.sections import FurtherTeacherSection, StageSection, StudentSection
-from potstill.students import build_student, cut_vocabulary, cut_width, reinitialised, sizes_of
-from potstill.tasks import load_tokenizer
+from potstill.sections import FurtherTeacherSection, StageSection, StudentSection, architecture_named
+from potstill.students import (
+    build_student,
+    configuration,
+    cut_vocabulary,
+    cut_width,
+    reinitialised,
+    sizes_of,
+    stands_alone,
+    with_tokens_of,
+)
 from potstill.terms import TEACHER
 from potstill.training.alignment import require_aligned, token_terms
 from potstill.training.distiller import ROW, Distiller
 from potstill.training.freezing import parts as freezable
 from potstill.training.int8 import require_int8
-from potstill.workbench import TRAIN, Workbench, head_names, lowered, model_path
+from potstill.workbench import Workbench, model_path
 
 CALIBRATION_BATCH = 32
 TRIED_ROWS = 4
@@ -43,15 +52,17 @@ def load_teacher(
     """The teacher, or another one, as it was trained here, or as it was given; a new head is refused unless the recipe
     trains it."""
     section = other or bench.recipe.teacher
-    path = bench.teacher_path if other is None else model_path(other.model)
-    if other is not None and trained is None:
-        _same_tokenizer(bench.for_teacher, path, f"The teacher '{other.name}'")
-        _same_classes(bench, path, f"The teacher '{other.name}'")
-    loaded = bench.for_teacher.load(trained or path)
+    start = bench.untrained_teacher
+    if other is not None:
+        start = path = model_path(other.model)
+        if trained is None:
+            _same_reader(bench.for_teacher, path, f"The teacher '{other.name}'")
+            _same_classes(bench, path, f"The teacher '{other.name}'")
+    loaded = bench.for_teacher.load(trained or start)
     if loaded.new_parameters and section.train is None and trained is None:
         raise ModelError(
             problem(
-                f"The teacher '{section.model}' has a newly initialised head",
+                f"The teacher '{start}' has a newly initialised head",
                 given=", ".join(loaded.new_parameters[:4]),
                 follows="Its answers would be random, and the student would learn them",
                 do="Train it here, with teacher: {train: {epochs: 2}}, or give a model that was trained for this task",
@@ -73,12 +84,15 @@ def start_student(
     if section.origin == "checkpoint":
         assert section.model is not None
         path = model_path(section.model)
-        _same_tokenizer(bench, path)
+        _same_reader(bench, path)
         _same_classes(bench, path)
         set_seed(seed)  # for a head that the checkpoint doesn't hold
         model = bench.load(path).model
+    elif section.origin == "config" and stands_alone(section.config):
+        model = _of_config(bench, source, seed, section.config)
     else:
-        _same_tokens(bench, bench.for_teacher.tokenizer, f"A student from: {section.origin}")
+        _reads_alike(bench, bench.for_teacher.reader, f"A student from: {section.origin}")
+        assert not isinstance(section.config, str)
         if section.initialise == "pretrained":
             set_seed(seed)  # for the new head
             source = bench.for_teacher.load(bench.teacher_path).model
@@ -88,6 +102,23 @@ def start_student(
         if section.initialise == "random":
             model = reinitialised(model, seed)
     return model if bench.vocabulary is None else cut_vocabulary(model, bench.vocabulary)
+
+
+def _of_config(bench: Workbench, source: PreTrainedModel, seed: int, given: Mapping[str, Any] | str) -> PreTrainedModel:
+    """A model of a config of its own, with random weights; where it reads texts, with the teacher's tokens."""
+    theirs = getattr(source.config.get_text_config(), "vocab_size", None)
+    if isinstance(given, Mapping) and given.get("vocab_size", theirs) != theirs:
+        raise ModelError(
+            problem(
+                "A student of a config has its teacher's tokenizer, and so its vocabulary",
+                given=f"vocab_size {given['vocab_size']}, teacher {theirs}",
+                do="Leave vocab_size out; student.vocabulary makes it smaller",
+            )
+        )
+    where = given if isinstance(given, Mapping) else model_path(given)
+    config = configuration(where, trust_remote_code=bench.recipe.teacher.trust_remote_code)
+    set_seed(seed)
+    return bench.load(with_tokens_of(config, source.config)).model
 
 
 def _narrower(bench: Workbench, model: PreTrainedModel, section: StudentSection) -> PreTrainedModel:
@@ -120,25 +151,15 @@ def _same_classes(bench: Workbench, path: str, whose: str = "The student's check
     )
 
 
-def _same_tokenizer(bench: Workbench, path: str, whose: str = "The student") -> None:
-    _same_tokens(bench, load_tokenizer(path, trust_remote_code=bench.recipe.teacher.trust_remote_code), whose)
+def _same_reader(bench: Workbench, path: str, whose: str = "The student") -> None:
+    trust, size = bench.recipe.teacher.trust_remote_code, bench.recipe.data.image_size
+    _reads_alike(bench, bench.task.load_reader(path, trust_remote_code=trust, size=size), whose)
 
 
-def _same_tokens(bench: Workbench, tokenizer: PreTrainedTokenizerBase, whose: str) -> None:
-    """Refuse a model of another tokenizer than the rows are read with (before its vocabulary was cut)."""
-    read_with = bench.tokenizer if bench.vocabulary is None else bench.vocabulary.before
-    ours, theirs = tokenizer.get_vocab(), read_with.get_vocab()
-    if ours != theirs:
-        differing = sum(theirs.get(token) != number for token, number in ours.items())
-        kind = "teacher" if bench.teachers is None else "student"
-        raise ModelError(
-            problem(
-                f"{whose} has another tokenizer than the {kind}",
-                given=f"{len(ours)} tokens, the {kind} {len(theirs)}, {differing} with another id or none",
-                follows="The same text becomes other ids for each, and nothing of one fits the other",
-                do=f"Use models with the {kind}'s tokenizer; only the student's may differ from all the teachers'",
-            )
-        )
+def _reads_alike(bench: Workbench, reader: Any, whose: str) -> None:
+    """Refuse a model of another reader than the one that rows are read with (before its vocabulary was cut)."""
+    read_with = bench.reader if bench.vocabulary is None else bench.vocabulary.before
+    bench.task.require_same(reader, read_with, whose, "teacher" if bench.teachers is None else "student")
 
 
 @dataclass(frozen=True)
@@ -162,19 +183,17 @@ def preflight(bench: Workbench, trained: Path | None = None) -> Preflight:
     taught_by = {TEACHER: teacher}
     taught_by |= {other.name: load_teacher(bench, other=other) for other in recipe.teacher.others}
     for name, model in taught_by.items():
-        _require_positions(bench.for_teacher, name, model)
-        _require_tokens(bench.for_teacher, name, model)
+        bench.for_teacher.check_rows(name, model)
         if recipe.teacher.precision == "int8":
             require_int8(model)
     asked: list[Mapping[str, Needs]] = []  # of each in the chain
     for assistant in recipe.chain:
         made = start_student(bench, teacher, recipe.seed, assistant.student)
-        _require_positions(bench, "assistant", made)
+        bench.check_rows("assistant", made)
         asked.append(_bind_stages(bench, assistant.distill or recipe.distill, made, taught_by, teacher)[2])
         taught_by = {TEACHER: made}
     student = start_student(bench, teacher, recipe.seed)
-    _require_positions(bench, "student", student)
-    _require_tokens(bench, "student", student)
+    bench.check_rows("student", student)
     peers, stages, own = _bind_stages(bench, recipe.distill, student, taught_by, teacher)
     return Preflight(teacher, student, taught_by, peers, stages, [*asked, own][0])
 
@@ -190,13 +209,13 @@ def _bind_stages(
     all stages together ask of each teacher."""
     together, found = [], []
     asked: dict[str, Needs] = {}
-    own = bench.teacher_tokenizer if teachers[TEACHER] is source else None  # an assistant reads as its student does
+    own = bench.teacher_reader if teachers[TEACHER] is source else None  # an assistant reads as its student does
     for stage in stages:
         if stage.freeze:
             freezable(student, stage.freeze)
         peers = tuple(start_student(bench, source, bench.recipe.seed, section) for section in stage.mutual)
         for peer in peers:
-            _require_positions(bench, "student that learns along", peer)
+            bench.check_rows("student that learns along", peer)
         distiller = Distiller(
             student,
             stage.objective(),
@@ -209,7 +228,7 @@ def _bind_stages(
         )
         together.append(peers)
         if own is not None:
-            require_aligned(distiller.objective, bench.transfer, bench.tokenizer, own)
+            require_aligned(distiller.objective, bench.task, bench.transfer, bench.reader, own)
         _try(distiller, bench)
         found.append(distiller.objective)
         asked |= {name: needs | asked.get(name, needs) for name, needs in distiller.asked.items()}
@@ -228,35 +247,6 @@ def _try(distiller: Distiller, bench: Workbench) -> None:
                 distiller(batch, progress=progress)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise RecipeError(problem("A term can't be computed as it is written", given=error)) from error
-
-
-def _require_positions(bench: Workbench, name: str, model: PreTrainedModel) -> None:
-    """Refuse rows that are longer than a model has positions for, which would end in an index error in mid-training."""
-    longest, limit = max(max(rows["length"]) for rows in bench.rows.values()), longest_input(model)
-    if limit is not None and longest > limit:
-        raise ModelError(
-            problem(
-                f"The {name} has positions for {limit} tokens, and the longest row has more",
-                given=f"{longest} tokens",
-                do=f"Set data.max_length={limit}",
-            )
-        )
-
-
-def _require_tokens(bench: Workbench, name: str, model: PreTrainedModel) -> None:
-    """Refuse rows with ids that a model has no embeddings for: a tokenizer that isn't the model's own."""
-    known = describe(model).vocabulary
-    if known is None or len(bench.tokenizer) <= known:
-        return
-    largest = max(int(max(ids)) for rows in bench.rows.values() for ids in rows["input_ids"] if ids)
-    if largest >= known:
-        raise ModelError(
-            problem(
-                f"The {name}'s tokenizer has more tokens than the {name}, and the rows use them",
-                given=f"id {largest}, {known} rows of embeddings",
-                do="Put the model's own tokenizer into its folder, or resize its embeddings",
-            )
-        )
 
 
 def require_space(folder: Path, found: Preflight, recipe: Recipe) -> None:
@@ -287,8 +277,11 @@ def needed_bytes(found: Preflight, recipe: Recipe) -> int:
 
 
 def shape_text(model: PreTrainedModel) -> str:
-    """``bert, 6 layers of width 384, 12 heads``."""
+    """``bert, 6 layers of width 384, 12 heads``, or ``resnet, stages of 64, 128, 256, 512 channels``."""
     shape = describe(model)
+    if not shape.layers:
+        channels = ", ".join(map(str, shape.channels))
+        return f"{shape.family}, stages of {channels} channels" if channels else shape.family
     layers = f"{shape.layers} layer{'s' * (shape.layers != 1)}"
     return f"{shape.family}, {layers} of width {shape.width}, {shape.heads} heads"
 
@@ -296,10 +289,12 @@ def shape_text(model: PreTrainedModel) -> str:
 def student_notes(bench: Workbench, found: Preflight) -> list[str]:
     """How the student starts and what it reads, in a few plain lines: for the plan, and for what a run says."""
     section, lines = bench.recipe.student, []
+    if section.origin == "config" and stands_alone(section.config):
+        lines.append(f"student: {architecture_named(section.config)}, with random weights")
     if section.origin == "teacher":
         whose = {
             "teacher": "the teacher's weights" + (", as trained here" if bench.recipe.teacher.train else ""),
-            "pretrained": f"the weights of {bench.recipe.teacher.model}, before it is trained here",
+            "pretrained": f"the weights of {bench.recipe.teacher.called}, before it is trained here",
             "random": "random weights",
         }[section.initialise]
         total = describe(found.teacher).layers
@@ -322,7 +317,5 @@ def student_notes(bench: Workbench, found: Preflight) -> list[str]:
         lines.append(f"vocabulary: {before:,} to {after:,} tokens, {saved / 1e6:.1f} MB of embeddings less")
     if bench.teachers is not None:
         terms = [name for stage in found.stages for name in token_terms(stage)]
-        each = f"token by token for {', '.join(dict.fromkeys(terms))}: the tokens of every training row are the same"
-        compared = each if terms else "by row, not by token"
-        lines.append(f"tokenizers: teacher and student have one each, and are compared {compared}")
+        lines.append(bench.task.two_readers(bench.reader, bench.teachers.reader, list(dict.fromkeys(terms))))
     return lines

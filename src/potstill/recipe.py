@@ -13,6 +13,7 @@ import yaml
 from annotated_types import Ge
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
+from potstill import losses
 from potstill.checks import nearest, problem, unknown_name
 from potstill.errors import RecipeError
 from potstill.sections import (
@@ -27,10 +28,13 @@ from potstill.sections import (
     StudentSection,
     TeacherSection,
 )
-from potstill.terms import PEERS, TEACHER
+from potstill.terms import PEERS, TEACHER, Term, takes
 from potstill.training.combination import CONFIDENT, Combination
 from potstill.training.settings import TrainSettings
 
+OF_TEXTS = ("text_classification",)
+TEXT_KEYS = ("data.columns.text", "data.columns.text_pair", "data.max_length", "student.vocabulary")
+IMAGE_KEYS = ("data.columns.image", "data.image_size", "data.augment")
 SCALARS = ("int", "float", "str", "constrained-int")
 
 
@@ -38,7 +42,7 @@ class Recipe(Section):
     """A whole recipe. `load_recipe` makes one from a file, a name or a mapping."""
 
     name: str = "recipe"
-    task: Literal["text_classification"]
+    task: Literal["text_classification", "image_classification"]
     seed: int = 0
     data: DataSection
     teacher: TeacherSection
@@ -71,6 +75,28 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _fitting_rows(self) -> Self:
+        of_others = IMAGE_KEYS if self.task in OF_TEXTS else TEXT_KEYS
+        wrong = [key for key in of_others if _differs(self, key.split("."))]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} mean nothing for {self.task}. Leave them out")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_that_can_be_mixed(self) -> Self:
+        if self.data.augment is None or not self.data.augment.mixes:
+            return self
+        stages = [*self.distill, *(stage for one in self.assistants for stage in one.distill or ())]
+        terms = [term.term() for stage in stages for term in stage.terms]
+        wrong = sorted({str(term.loss or "shift") for term in terms if term.shift or _of_one_class(term)})
+        if wrong:
+            raise ValueError(
+                f"{', '.join(wrong)} asks for the one right class of a row, and data.augment mixes rows of several: "
+                "leave out mixup and cutmix, or use a loss without labels, such as kl_divergence"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fitting_students(self) -> Self:
         chain = [one.student for one in self.assistants]
         stages = [*self.distill, *(stage for one in self.assistants for stage in one.distill or ())]
@@ -79,6 +105,13 @@ class Recipe(Section):
             raise ValueError(
                 "initialise: pretrained is the model before it is trained here, and this teacher isn't: it is taken as "
                 "it is (no teacher.train). Leave out initialise"
+            )
+        if any(one.initialise == "pretrained" for one in (self.student, *further)) and self.teacher.model is None:
+            raise ValueError("initialise: pretrained needs a pretrained model, and the teacher is one from a config")
+        if self.task in OF_TEXTS and isinstance(self.teacher.config, Mapping):
+            raise ValueError(
+                "A teacher of texts needs a tokenizer, and a config of its own has none: give teacher.config as the "
+                "path or hub id of a model whose architecture and tokenizer it takes"
             )
         if any(one.vocabulary is not None for one in further):
             raise ValueError(
@@ -120,7 +153,8 @@ class Recipe(Section):
         if self.evaluate.baseline:
             found.append("baseline")
             student = self.student  # with other weights than the teacher's, its baseline is that cut already
-            cut_here = self.teacher.train and student.origin == "teacher" and student.initialise == "teacher"
+            pretrained = self.teacher.train and self.teacher.model is not None
+            cut_here = pretrained and student.origin == "teacher" and student.initialise == "teacher"
             if self.evaluate.pretrained_baseline and cut_here:
                 found.append("pretrained_baseline")
         return found
@@ -132,6 +166,20 @@ class Recipe(Section):
     def as_yaml(self) -> str:
         """The recipe as resolved, in YAML."""
         return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+
+
+def _differs(section: BaseModel, path: Sequence[str]) -> bool:
+    """Whether the value at a path of keys is another than where nothing is written."""
+    value = getattr(section, path[0])
+    if len(path) > 1:
+        return _differs(value, path[1:])
+    return bool(value != type(section).model_fields[path[0]].default)
+
+
+def _of_one_class(term: Term) -> bool:
+    """Whether a term on outputs asks for the right class of a row."""
+    loss = getattr(losses, str(term.loss), None)
+    return term.knowledge != "labels" and loss is not None and "labels" in takes(loss)
 
 
 def packaged_recipes() -> dict[str, Path]:

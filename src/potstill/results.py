@@ -27,7 +27,7 @@ from potstill.evaluation.results import (
 from potstill.metrics import primary
 from potstill.recipe import Recipe
 from potstill.runs import RunFolder
-from potstill.sections import FurtherTeacherSection, TeacherSection
+from potstill.sections import FurtherTeacherSection, TeacherSection, architecture_named
 from potstill.shipping import hardware, versions
 from potstill.terms import TEACHER
 from potstill.training import Precision
@@ -61,7 +61,7 @@ def assemble(
         "models": list(entries.values()),
         **judgement(by_key["student"], by_key, truth),
         # an accelerator's time beside a processor's would be no comparison
-        "highlights": highlights(entries, [] if torch.cuda.is_available() else exports),
+        "highlights": highlights(entries, [] if torch.cuda.is_available() else exports, bench.task.words.row),
         "per_class_change": per_class_change(entries),
         "exports": list(exports),
         "examples": _examples(bench, by_key, truth),
@@ -84,7 +84,7 @@ def _run(folder: RunFolder, bench: Workbench, precision: Precision, student: Con
     recipe = folder.recipe
     return {
         "name": recipe.name,
-        "title": f"{recipe.teacher.model} to {_size(recipe)}, on {recipe.data.name or 'files'}",
+        "title": f"{recipe.teacher.called} to {_size(recipe)}, on {recipe.data.name or 'files'}",
         "task": recipe.task,
         "problem": bench.task.problem,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -112,11 +112,10 @@ def _size(recipe: Any) -> str:
     if layers is not None:
         count = layers if isinstance(layers, int) else len(layers)
         return f"{count} of its layers"
-    return recipe.student.model or "a student of another config"
+    return recipe.student.model or architecture_named(recipe.student.config)
 
 
 def _data(bench: Workbench) -> dict[str, Any]:
-    lengths = np.concatenate([np.asarray(bench.rows[split]["length"]) for split in ("train", bench.evaluated_on)])
     data = bench.recipe.data
     return {
         "name": data.name or ", ".join(str(path) for path in (data.files or {}).values()),
@@ -125,21 +124,24 @@ def _data(bench: Workbench) -> dict[str, Any]:
         "splits": {split: len(rows) for split, rows in bench.rows.items()},
         "evaluated_on": bench.evaluated_on,
         "classes": list(bench.task.names) if bench.task.problem != "regression" else [],
-        "max_length": data.max_length,
-        "tokens": {**prepare.token_statistics(lengths), "max": int(lengths.max())},
+        "rows": bench.task.words.rows,
+        **_sizes(bench),
     }
 
 
+def _sizes(bench: Workbench) -> dict[str, Any]:
+    """How large the rows are as models read them: their tokens, or the height and width of images."""
+    asked = bench.recipe.data.max_length
+    if bench.task.limit(bench.reader, asked) is None:
+        return {"image_size": list(bench.reader.size)}
+    lengths = np.concatenate([np.asarray(bench.rows[split]["length"]) for split in ("train", bench.evaluated_on)])
+    return {"max_length": asked, "tokens": {**prepare.token_statistics(lengths), "max": int(lengths.max())}}
+
+
 def _examples(bench: Workbench, by_key: Mapping[str, Contender], truth: Truth) -> dict[str, Any] | None:
-    """Where teacher and the shipped student disagree."""
-    rows = bench.texts[truth.split]
-    texts = (
-        list(zip(rows["text"], rows["text_pair"], strict=True))
-        if "text_pair" in rows.column_names
-        else list(rows["text"])
-    )
-    return fidelity.disagreements(
-        texts,
+    """Where teacher and the shipped student disagree; of images, each with a small picture."""
+    found = fidelity.disagreements(
+        bench.task.shown(bench.raw[truth.split]),
         truth.labels[truth.split],
         by_key["student"].on(truth.split)[truth.shipped],
         by_key["teacher"].on(truth.split)[0],
@@ -147,12 +149,16 @@ def _examples(bench: Workbench, by_key: Mapping[str, Contender], truth: Truth) -
         names=truth.names,
         limit=bench.recipe.evaluate.examples,
     )
+    for item in [] if found is None else [*found["teacher_right"], *found["student_right"]]:
+        if picture := bench.task.pictured(bench.raw[truth.split][item["row"]]):
+            item["image"] = picture
+    return found
 
 
 def _how(bench: Workbench, contenders: Sequence[Contender]) -> list[dict[str, str]]:
     """How every number was made, in words."""
     seeds = len(contenders[-1].seeds)
-    rows = len(bench.rows[bench.evaluated_on])
+    rows, words = len(bench.rows[bench.evaluated_on]), bench.task.words
     attention = {
         "number": "Attention",
         "made": "Maps of the student that ships, and of its baselines, beside the teacher's, on a fixed draw of the "
@@ -200,22 +206,22 @@ def _how(bench: Workbench, contenders: Sequence[Contender]) -> list[dict[str, st
         {
             "number": "Latency and throughput",
             "made": "All models and files in turns, round by round, on rows of the evaluated split as they come, "
-            "padded to the longest of their batch; median and 95th percentile of one call, tokenisation apart. "
+            f"{words.batched}; median and 95th percentile of one call. "
             "Throughput at batch 32. The baselines have the student's architecture, and so its cost.",
         },
         {
             "number": "Size",
-            "made": "The files that a server needs, weights, config and tokenizer, in bytes on disk. An exported file "
-            "alone.",
+            "made": f"The files that a server needs, {words.files}, in bytes on disk. An exported file alone.",
         },
         {
             "number": "MACs",
-            "made": "Multiply-adds of the matrix products in one forward pass at the mean length, attention included.",
+            "made": "Multiply-adds of the matrix products and convolutions in one forward pass "
+            f"{words.sized}, attention included.",
         },
         {
             "number": "Peak memory",
-            "made": "In a process of its own: the peak while loading the model and running one batch of 32 at the 95th "
-            "percentile of the lengths, less what its imports take.",
+            "made": "In a process of its own: the peak while loading the model and running one batch of 32 "
+            f"{words.long}, less what its imports take.",
         },
     ]
 

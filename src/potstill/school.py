@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from potstill import ranks
 from potstill.caching import Caching
 from potstill.checks import problem
 from potstill.errors import CacheError
-from potstill.evaluation.predict import fastest_device, predict_logits
+from potstill.evaluation.predict import OUTPUTS, fastest_device
 from potstill.evaluation.reduced import reduced_fidelity
 from potstill.evaluation.results import TRAIN, VALIDATION
 from potstill.knowledge import describe
@@ -35,8 +35,9 @@ from potstill.training.stages import Lesson, train
 from potstill.workbench import LABELS_ONLY, Workbench, model_path
 
 PEER_SEEDS = 1000  # between students that learn together: alike in weights, they would teach each other nothing
+NEW_TEACHER_SEED = 500  # between a teacher of a config and a student of the same: alike in weights, as above
 BASELINES = ("baseline", "pretrained_baseline")
-LATER = {"embeddings": "dense"}  # keys of training settings that came later, with what they were before
+LATER = {"embeddings": "dense", "classifier": None}  # keys that came later, with what they were before
 _NOTHING = object()
 
 
@@ -48,7 +49,7 @@ class Lessons:
     train: TrainSettings
     freeze: Sequence[int | str] = ()
     mutual: Sequence[StudentSection] = ()
-    teacher_tokenizer: PreTrainedTokenizerBase | None = None  # where its teachers have another than it has
+    teacher_reader: Any = None  # where its teachers have another than it has
     teacher_precision: str | None = None  # None: as the model trains
 
 
@@ -97,14 +98,17 @@ class School:
         place = name if name == TEACHER else f"teachers/{name}"
         bench = self.bench.for_teacher
         made_from = {"model": fingerprint(path), "rows": bench.digest, "train": _plain(settings)}
+        new = name == TEACHER and self.recipe.teacher.config is not None
+        if new:
+            made_from["weights"] = "random"
 
         def work(folder: Path) -> dict[str, Any]:
             if settings is None:
                 return {"path": path, "training": None, "curves": []}
-            set_seed(seed)  # for the new head
-            loaded = bench.load(path).model
+            set_seed(seed + NEW_TEACHER_SEED * new)  # for the new head, or for all weights
+            loaded = bench.load(bench.untrained_teacher if name == TEACHER else path).model
             value = self._train(loaded, [Lessons(LABELS_ONLY, settings)], folder, seed, {}, place)
-            ranks.on_main(lambda: save_model(loaded, bench.tokenizer, self.path / place))
+            ranks.on_main(lambda: save_model(loaded, bench.reader, self.path / place))
             return {"path": place, **value}
 
         leaves: list[str] = [place] if settings is not None else []
@@ -134,10 +138,10 @@ class School:
         section = self.recipe.student if assistant is None else assistant.student
         distill = self.recipe.distill if assistant is None or assistant.distill is None else assistant.distill
         taught = role not in BASELINES
-        reads = self.bench.teacher_tokenizer if teacher in learns_from.values() else None  # assistants read as we do
+        reads = self.bench.teacher_reader if teacher in learns_from.values() else None  # assistants read as we do
         lessons = [Lessons(stage.objective(), stage.train, stage.freeze, stage.mutual, reads) for stage in distill]
         if self.recipe.refine is not None:
-            lessons.append(Lessons(LABELS_ONLY, self.recipe.refine.train, teacher_tokenizer=reads))
+            lessons.append(Lessons(LABELS_ONLY, self.recipe.refine.train, teacher_reader=reads))
         if not taught:
             lessons = [Lessons(LABELS_ONLY, lesson.train) for lesson in lessons]
         made_from = {
@@ -153,9 +157,9 @@ class School:
             made_from |= {} if reduced is None else {"teacher_precision": reduced}
             made_from["learns_from"] = {name: stage.digest for name, stage in learns_from.items()}
             made_from["combination"] = _plain(self.recipe.combination)
-        if section.model is not None:  # a checkpoint: its name says nothing of what is in it
-            made_from["checkpoint"] = fingerprint(model_path(section.model))
-        along = [peer.model for lesson in lessons for peer in lesson.mutual if peer.model is not None]
+        if section.path is not None:  # its name says nothing of what is in it
+            made_from["checkpoint"] = fingerprint(model_path(section.path))
+        along = [peer.path for lesson in lessons for peer in lesson.mutual if peer.path is not None]
         if along:
             made_from["mutual"] = [fingerprint(model_path(name)) for name in along]
         place = f"seeds/{seed}/{role}"
@@ -174,7 +178,7 @@ class School:
             if self.recipe.evaluate.seeds > 1:
                 title = f"{title}, seed {seed}"
             value = self._train(model, lessons, folder, seed, teachers, title, source)
-            ranks.on_main(lambda: save_model(model, self.bench.tokenizer, self.path / place))
+            ranks.on_main(lambda: save_model(model, self.bench.reader, self.path / place))
             kept = self.caching.records if taught and self.caching is not None else {}
             return {"path": place, **value, **({"cache": kept} if kept else {})}
 
@@ -233,13 +237,13 @@ class School:
         for number, one in enumerate(lessons):
             settings = one.train
             name = self._stage_name(number, len(lessons), title)
-            rows = bench.transfer if name.startswith("distill") else bench.rows[TRAIN]
+            rows = bench.transfer if name.startswith("distill") else bench.shown(bench.rows[TRAIN])
             precision = self.precision(settings.precision)
             if source is not None:
                 along = self._along(one.mutual, along, source, seed)
             lesson = Lesson(
                 bench.task,
-                bench.tokenizer,
+                bench.reader,
                 rows,
                 one.objective,
                 teachers,
@@ -249,7 +253,7 @@ class School:
                 peers=[peer for _, peer in along],
                 combination=self.recipe.combination if len(teachers) > 1 else None,
                 freeze=one.freeze,
-                teacher_tokenizer=one.teacher_tokenizer if teachers else None,
+                teacher_reader=one.teacher_reader if teachers else None,
                 teacher_precision=one.teacher_precision,
             )
             with self.progress.stage(title if len(lessons) == 1 else f"{title}: {name}") as step:
@@ -339,7 +343,7 @@ class School:
 
 
 def _validation_scores(bench: Workbench, student: PreTrainedModel, bfloat16: bool) -> dict[str, float]:
-    logits = predict_logits(student, bench.rows[VALIDATION], bench.collate, bfloat16=bfloat16)
+    logits = OUTPUTS[bench.task.problem].predict(student, bench.rows[VALIDATION], bench.collate, bfloat16=bfloat16)
     return scores(bench.task.problem, logits, bench.labels(VALIDATION))
 
 

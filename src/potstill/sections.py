@@ -4,23 +4,28 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from annotated_types import Ge, Gt, Lt
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass as validated
 
-from potstill.errors import RecipeError
+from potstill.augment.image import Augmentation
+from potstill.errors import ModelError, RecipeError
 from potstill.objective import Objective
+from potstill.students import configuration, stands_alone
 from potstill.terms import PEERS, TEACHER, Term, check_term
 from potstill.training.settings import RefineSettings, TrainSettings
 
 STRICT = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 if TYPE_CHECKING:
+    from potstill.augment.image import Augmentation as Augment
     from potstill.training.settings import RefineSettings as Refine
     from potstill.training.settings import TrainSettings as Train
 else:
+    Augment = validated(Augmentation, config=STRICT)
     Train = validated(TrainSettings, config=STRICT)
     Refine = validated(RefineSettings, config=STRICT)
 Share = Annotated[float, Gt(0), Lt(1)]
+Channel = Annotated[int, Ge(0), Le(255)]
 STUDENTS = ("student", "baseline", "pretrained_baseline")  # who else a run trains: no names of teachers
 
 
@@ -51,24 +56,60 @@ class ColumnsSection(Section):
 
     text: str | None = None
     text_pair: str | None = None
+    image: str | None = None
     label: str | list[str] | None = None
+    label_map: str | None = None
 
 
 class DataSection(SourceSection):
-    """The labelled rows, and rows without labels for the teacher to label."""
+    """The labelled rows, and rows without labels for the teacher to label.
+
+    Texts are cut to `max_length` tokens. Images are read as each model's image processor has it, unless `image_size`
+    says to which size (one number for a square, or height and width) all of them are resized.
+
+    `augment` changes training images; validation and test are never changed.
+
+    For label maps, `palette` has a colour for each id from 0, `void` lists the ids that mean no class, and
+    `class_weights` weighs the classes in the loss of labels.
+    """
 
     columns: ColumnsSection = ColumnsSection()
     problem: Literal["single_label", "multi_label", "regression"] | None = None
     names: list[str] | None = None
+    palette: list[tuple[Channel, Channel, Channel]] | None = None
+    void: list[Annotated[int, Ge(0)]] | None = None
+    class_weights: Literal["frequency"] | list[Annotated[float, Ge(0)]] | None = None
     unlabelled: SourceSection | None = None
     max_length: Annotated[int, Ge(2)] = 128
+    image_size: Annotated[int, Ge(1)] | tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]] | None = None
+    augment: Augment | None = None
     limit: Annotated[int, Ge(1)] | None = None
     validation: Share = 0.1
     test: Share = 0.1
 
 
+def _buildable(config: dict[str, Any] | str) -> dict[str, Any] | str:
+    if isinstance(config, dict) and stands_alone(config):
+        try:
+            configuration(config)
+        except ModelError as error:  # so that pydantic gathers it with the others
+            raise ValueError(str(error)) from None
+    return config
+
+
+def architecture_named(config: Mapping[str, Any] | str | None) -> str:
+    """What a model of a config is, in a few words."""
+    if isinstance(config, str):
+        return f"a new model like {config}"
+    return f"a new {config['model_type']}" if config and "model_type" in config else "a student of another config"
+
+
+Config = Annotated[dict[str, Any] | str, AfterValidator(_buildable)]
+"""A configuration of its own, with a `model_type`; the path or hub id of one; or what differs from the teacher's."""
+
+
 class FurtherTeacherSection(Section):
-    """One more teacher. Its tokenizer is the first one's."""
+    """One more teacher. Its tokenizer (or image processor) is the first one's."""
 
     name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
     model: str
@@ -80,6 +121,8 @@ class FurtherTeacherSection(Section):
 class TeacherSection(Section):
     """The model to learn from; trained here where `train` is given, else taken as it is.
 
+    With a `config` in place of a `model` (its own, or the path of one) it starts from random weights.
+
     `precision` is what the teachers run in while they teach: ``auto`` is bfloat16 where the student trains in it.
     Another than float32 is taken only where its answers on training rows stay near those of float32.
 
@@ -87,13 +130,29 @@ class TeacherSection(Section):
     the surest (``confident``) or the one whose name stands in a column of the data.
     """
 
-    model: str
+    model: str | None = None
+    config: Config | None = None
     train: Train | None = None
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     trust_remote_code: bool = False
     weight: Annotated[float, Gt(0)] = 1.0
     others: list[FurtherTeacherSection] = []
     route: str | None = None
+
+    @property
+    def called(self) -> str:
+        """What the teacher is, in a few words."""
+        return self.model or architecture_named(self.config)
+
+    @model_validator(mode="after")
+    def _model_or_config(self) -> Self:
+        if (self.model is None) == (self.config is None):
+            raise ValueError("Give either 'model' or 'config', one of both")
+        if isinstance(self.config, Mapping) and not stands_alone(self.config):
+            raise ValueError("A teacher's config stands alone, and needs the key 'model_type', such as vit")
+        if self.config is not None and self.train is None:
+            raise ValueError("A teacher from a config knows nothing yet: train it here, with 'train'")
+        return self
 
     @model_validator(mode="after")
     def _several(self) -> Self:
@@ -139,7 +198,8 @@ KEYS = {"teacher": ("layers", "width"), "config": ("config",), "checkpoint": ("m
 
 
 class StudentSection(Section):
-    """The model to make: from the teacher's layers, from a config, or from a checkpoint.
+    """The model to make: from the teacher's layers, from a config, or from a checkpoint. What it is made from follows
+    from its other keys where `from` isn't written.
 
     `initialise` says whose weights the kept layers have: the teacher's as it was trained here, those of the model
     before it was (``pretrained``), or none (``random``).
@@ -148,11 +208,21 @@ class StudentSection(Section):
     origin: Literal["teacher", "config", "checkpoint"] = Field("teacher", alias="from")
     layers: int | list[int] | None = None
     rule: Literal["spread", "uniform", "first", "last"] = "spread"
-    config: dict[str, Any] | None = None
+    config: Config | None = None
     model: str | None = None
     initialise: Literal["teacher", "pretrained", "random"] = "teacher"
     width: WidthSection | None = None
     vocabulary: VocabularySection | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _origin_of_its_keys(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or "from" in data or "origin" in data:
+            return data
+        origins = [
+            origin for origin, key in (("config", "config"), ("checkpoint", "model")) if data.get(key) is not None
+        ]
+        return {**data, "from": origins[0]} if len(origins) == 1 and data.get("layers") is None else data
 
     @field_validator("vocabulary", mode="before")
     @classmethod
@@ -178,6 +248,11 @@ class StudentSection(Section):
             raise ValueError(f"'initialise' goes with from: teacher; a student from: {self.origin} {own}")
         return self
 
+    @property
+    def path(self) -> str | None:
+        """The checkpoint, or whose architecture it has, where one is named."""
+        return self.config if isinstance(self.config, str) else self.model
+
     def inputs(self) -> dict[str, Any]:
         """What the student is made from, as plain data. Keys that came later are left out where they change nothing, so
         that the stages of older run folders stand."""
@@ -202,6 +277,7 @@ class TermSection(BaseModel):
     pool: str | None = None
     teacher: str | None = None
     shift: bool = False
+    classifier: Literal["class", "distillation"] | None = None
 
     @field_validator("layers", mode="before")
     @classmethod

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from potstill import export
 from potstill.checks import unknown_name
@@ -20,25 +20,26 @@ from potstill.evaluation.peak_memory import classifier_workload, peak_memory
 from potstill.evaluation.predict import Logits
 from potstill.knowledge import TEACHERS, inputs_for, own_columns
 from potstill.metrics import scores
-from potstill.prediction import load_classifier, token_limit
+from potstill.prediction import load_classifier
 from potstill.progress import Step
 from potstill.runs import replace_folder
-from potstill.tasks.base import quiet_transformers
+from potstill.tasks.base import Reader, quiet_transformers
 from potstill.terms import TEACHER
 from potstill.workbench import Workbench
 
 FILES = {"onnx": ("ONNX", "model.onnx"), "onnx-int8": ("ONNX int8", "model-int8.onnx")}
+CALIBRATION_ROWS, CALIBRATION_BATCH = 256, 32
 TOLERANCE = 1e-3  # of the float32 file's logits; what float32 leaves is a hundredth of it
 PACKAGES = ("potstill", "torch", "transformers", "accelerate", "datasets", "onnx", "onnxruntime")
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place: Path) -> None:
+def save_model(model: PreTrainedModel, reader: Reader, place: Path) -> None:
     """A plain transformers folder, written beside and put in place as a whole."""
     beside = place.with_name(f".{place.name}.new")
     beside.parent.mkdir(parents=True, exist_ok=True)
     with quiet_transformers():
         model.save_pretrained(beside)
-    tokenizer.save_pretrained(beside)
+    reader.save_pretrained(beside)
     replace_folder(beside, place)
 
 
@@ -46,7 +47,7 @@ def export_student(
     bench: Workbench, student: Path, logits: Logits, folder: Path, formats: Sequence[str], step: Step
 ) -> list[dict[str, Any]]:
     """Write each format, run it over the evaluated rows, and compare it with the student's logits."""
-    files = _write_files(bench.load(student).model, bench.tokenizer, folder, formats)
+    files = _write_files(bench.load(student).model, bench.reader, folder, formats, _calibration(bench))
     split = bench.evaluated_on
     order = np.argsort(-np.asarray(bench.rows[split]["length"]), kind="stable")
     found = []
@@ -71,20 +72,14 @@ def export_student(
 
 
 def export_folder(model: Path, folder: Path, formats: Sequence[str]) -> list[dict[str, Any]]:
-    """Write a classifier's folder as each format, and compare the files with it on made-up rows of several lengths."""
+    """Write a classifier's folder as each format, and compare the files with it on made-up rows of several sizes."""
     unknown = [name for name in formats if name not in FILES]
     if unknown:
         raise ExportError(unknown_name("format", unknown[0], FILES))
-    task, loaded, tokenizer = load_classifier(model)
+    task, loaded, reader = load_classifier(model)
     folder.mkdir(parents=True, exist_ok=True)
-    files = _write_files(loaded, tokenizer, folder, formats)
-    random = torch.Generator().manual_seed(0)
-    words, most = loaded.config.vocab_size, token_limit(loaded, tokenizer)
-    lengths = [min(length, most) for length in (5, 9, 17, 33)]
-    ids = [torch.randint(words // 2, words, (4, length), generator=random) for length in lengths]
-    batches = [
-        {"input_ids": i, "attention_mask": torch.ones_like(i), "token_type_ids": torch.zeros_like(i)} for i in ids
-    ]
+    files = _write_files(loaded, reader, folder, formats)
+    batches = task.made_up(reader, loaded)
     with torch.inference_mode():
         logits = torch.cat([loaded(**inputs_for(loaded, batch)).logits for batch in batches]).numpy()
     found = []
@@ -99,13 +94,24 @@ def export_folder(model: Path, folder: Path, formats: Sequence[str]) -> list[dic
 
 
 def _write_files(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, formats: Sequence[str]
+    model: PreTrainedModel,
+    reader: Any,
+    folder: Path,
+    formats: Sequence[str],
+    calibration: Iterable[Mapping[str, Any]] | None = None,
 ) -> dict[str, Path]:
     """The float32 file, which the others are made from, and those others that are asked for."""
-    files = {"onnx": export.export_onnx(model, tokenizer, folder / FILES["onnx"][1])}
+    files = {"onnx": export.export_onnx(model, reader, folder / FILES["onnx"][1])}
     if "onnx-int8" in formats:
-        files["onnx-int8"] = export.quantize_onnx(files["onnx"], folder / FILES["onnx-int8"][1])
+        files["onnx-int8"] = export.quantize_onnx(files["onnx"], folder / FILES["onnx-int8"][1], calibration)
     return files
+
+
+def _calibration(bench: Workbench) -> Iterator[Mapping[str, Any]]:
+    """Batches of a fixed draw of training rows, for int8 files whose ranges have to be known before."""
+    rows = bench.sample_of_train
+    for start in range(0, min(CALIBRATION_ROWS, len(rows)), CALIBRATION_BATCH):
+        yield bench.collate(rows.select(range(start, min(start + CALIBRATION_BATCH, len(rows)))).to_list())
 
 
 def _verified(
@@ -127,7 +133,7 @@ def measure_cost(
     """Parameters, bytes, MACs, latency, throughput and peak memory of models and exported files, by name.
 
     Latency is measured in turns, round by round, on rows of the evaluated split as they come. A teacher with another
-    tokenizer reads the same rows by that.
+    reader reads the same rows by that.
     """
     split = bench.evaluated_on
     order = list(range(len(bench.rows[split])))
@@ -148,29 +154,22 @@ def measure_cost(
     found: dict[str, dict[str, Any]] = {}
     for number, name in enumerate(runners):
         step(1 + number, 2 + len(runners), None)
-        lengths = np.asarray(bench.reads(name).rows[split]["length"])
-        mean, long = round(float(lengths.mean())), round(float(np.percentile(lengths, 95)))
+        reads = bench.reads(name)
+        sample, long = (reads.task.sample(reads.reader, reads.rows[split], n, long=n > 1) for n in (1, size))
         timed = {str(k): {"p50_ms": v.p50_ms, "p95_ms": v.p95_ms} for k, v in latency[name].items()}
         found[name] = {"latency": timed, "throughput_per_s": latency[name][32].rows_per_s}
+        given = {"shapes": long.shapes, "threads": threads}
         if name in loaded:
-            ids = torch.ones(1, mean, dtype=torch.long, device=device)
             found[name] |= {
                 "parameters": cost.parameters(loaded[name]),
                 "bytes": cost.bytes_on_disk(models[name]),
-                "macs": cost.macs(loaded[name], {"input_ids": ids, "attention_mask": torch.ones_like(ids)}),
-                "macs_at": f"1 x {mean} tokens",
+                "macs": cost.macs(loaded[name], cost.filled(sample.shapes, device)),
+                "macs_at": sample.text,
             }
-            given = {
-                "path": str(models[name]),
-                "batch": size,
-                "tokens": long,
-                "device": device.type,
-                "threads": threads,
-            }
+            given |= {"path": str(models[name]), "device": device.type, "auto_class": bench.task.auto_class.__name__}
             found[name]["peak_memory_bytes"] = peak_memory(classifier_workload, given)
         else:
-            given = {"path": str(exports[name]), "batch": size, "tokens": long, "threads": threads}
-            found[name]["peak_memory_bytes"] = peak_memory(export.onnx_workload, given)
+            found[name]["peak_memory_bytes"] = peak_memory(export.onnx_workload, given | {"path": str(exports[name])})
     return found
 
 

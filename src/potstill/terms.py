@@ -19,7 +19,7 @@ from torch import Tensor
 from potstill import losses
 from potstill.checks import problem, unknown_name
 from potstill.errors import RecipeError
-from potstill.knowledge.architectures import ModelShape
+from potstill.knowledge.architectures import ModelShape, no_such_classifier
 from potstill.mappings import EMBEDDINGS, Pairs, layer_map
 from potstill.projectors import LINEAR, PROJECTIONS
 from potstill.schedules import Constant, Plain, Schedule, plain_schedule, schedule
@@ -54,17 +54,8 @@ WITHOUT_EMBEDDINGS = ("pkd_skip", "pkd_last", "all", EARTH_MOVER)
 #: Losses of hidden states that compare what has no width: angles, similarities, norms. A test holds the list.
 ANY_WIDTH = frozenset(
     {
-        "attention_transfer",
-        "crd",
-        "hidden_cka",
-        "mgskd_samples",
-        "mgskd_spans",
-        "mgskd_tokens",
-        "neuron_selectivity",
-        "rkd_angle",
-        "rkd_distance",
-        "similarity_mse",
-        "similarity_preserving",
+        *("attention_transfer", "crd", "hidden_cka", "mgskd_samples", "mgskd_spans", "mgskd_tokens"),
+        *("neuron_selectivity", "rkd_angle", "rkd_distance", "similarity_mse", "similarity_preserving"),
     }
 )
 #: What the objective gives to a loss; the other parameters are the recipe's.
@@ -91,6 +82,8 @@ class Term:
         pool: first ([CLS]), mean or last: one vector a row out of its hidden states, for losses of rows.
         teacher: the name of the teacher to learn from, or ``peers``; None: every teacher.
         shift: exchange the teacher's highest logit with that of the true class where it is wrong.
+        classifier: which of the student's learns, where it has several: ``class`` or ``distillation`` of a DeiT
+            with its token; None: their mean, which is what the model answers.
         options: further arguments of the loss, such as ``heads`` of `relation_kl`; each may be a schedule.
     """
 
@@ -105,6 +98,7 @@ class Term:
     pool: str | None = None
     teacher: str | None = None
     shift: bool = False
+    classifier: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -135,6 +129,7 @@ class BoundTerm:
     pool: str | None = None
     share: bool = False
     shift: bool = False
+    classifier: str | None = None
     transport: bool = False  # pairs are weighted by the earth mover's flow
 
     @property
@@ -198,6 +193,8 @@ def bind_term(
     _check_fields(term, loss)
     if term.shift and "shift" in defaults.refused:
         raise RecipeError(f"'shift' can't be used here: {defaults.refused['shift']}")
+    if term.classifier not in (None, *student.classifiers):
+        raise RecipeError(no_such_classifier(student, str(term.classifier)))
     sources = _sources(term, teachers)
     found = []
     for source in sources:
@@ -222,6 +219,7 @@ def bind_term(
                 pool=_pool(term, loss),
                 share=term.share,
                 shift=term.shift,
+                classifier=term.classifier,
                 transport=term.layers == EARTH_MOVER,
             )
         )
@@ -296,6 +294,8 @@ def _check_fields(term: Term, loss: Callable[..., Tensor]) -> None:
         raise RecipeError("Labels come from no teacher. Remove the key 'teacher'.")
     if term.embeddings is not None and term.knowledge != "hidden":
         raise RecipeError(f"The embeddings have hidden states, but no {term.knowledge}. Remove the key 'embeddings'.")
+    if term.classifier is not None and term.knowledge not in LAYERLESS:
+        raise RecipeError(f"A classifier gives logits, and no {term.knowledge}. Remove the key 'classifier'.")
     if term.knowledge in LAYERLESS and term.layers is not None:
         raise RecipeError(f"'{term.knowledge}' has no layers. Remove the key 'layers'.")
 

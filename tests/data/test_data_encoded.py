@@ -17,7 +17,7 @@ from potstill.data import encoded
 from potstill.encoding import encoded as encode
 from potstill.recipe import load_recipe
 from potstill.tasks import TextClassification
-from potstill.tasks.base import processes
+from potstill.tasks.tokens import processes
 from potstill.workbench import prepare_workbench
 
 TASK = TextClassification()

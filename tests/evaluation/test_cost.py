@@ -168,7 +168,8 @@ def test_peak_memory_grows_with_the_model(tmp_path: Path) -> None:
     found = []
     for name, vocabulary in (("small", 1_000), ("large", 100_000)):
         tiny_bert(vocab_size=vocabulary, hidden_size=128).save_pretrained(tmp_path / name)
-        arguments = {"path": str(tmp_path / name), "batch": 2, "tokens": 8, "threads": 1}
+        shapes = {"input_ids": [2, 8], "attention_mask": [2, 8]}
+        arguments = {"path": str(tmp_path / name), "shapes": shapes, "threads": 1}
         found.append(peak_memory(classifier_workload, arguments))
     small, large = found
     assert small is not None and large is not None
@@ -177,4 +178,4 @@ def test_peak_memory_grows_with_the_model(tmp_path: Path) -> None:
 
 
 def test_peak_memory_of_what_fails_is_not_known(tmp_path: Path) -> None:
-    assert peak_memory(classifier_workload, {"path": str(tmp_path / "none"), "batch": 1, "tokens": 4}) is None
+    assert peak_memory(classifier_workload, {"path": str(tmp_path / "none"), "shapes": {"input_ids": [1, 4]}}) is None

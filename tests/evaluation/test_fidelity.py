@@ -122,6 +122,7 @@ def test_disagreements_are_sorted_counted_and_named():
     assert [(row["text"], row["text_pair"]) for row in made["teacher_right"]] == [("b", "second"), ("f", None)]
     assert made["student_right"] == [
         {
+            "row": 3,
             "text": "d",
             "text_pair": None,
             "label": "yes",

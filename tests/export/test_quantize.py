@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
+from tiny import IMAGE, tiny_model
 from tiny_classifiers import Names, batch, logits, tiny
 
 from potstill.errors import ExportError
 from potstill.export import OnnxModel, export_onnx, quantize_onnx, verify
+from potstill.export.quantize import mostly_convolutions
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet"])
@@ -73,3 +76,38 @@ def test_verify_compares_rows_in_order(bert_file: Path) -> None:
         verify(run, batches, student[::-1], problem="single_label", tolerance=1e-3)
     with pytest.raises(ExportError, match="not the student"):
         verify(lambda _: student * np.nan, batches[:1], student, problem="single_label")
+
+
+def test_convolutions_are_quantised_by_the_ranges_of_rows(tmp_path: Path) -> None:
+    model = tiny_model("resnet", width=64)
+    random = torch.Generator().manual_seed(0)
+    pixels = (
+        torch.randn(96, 3, *IMAGE, generator=random)
+        * torch.linspace(0, 2, 96)[torch.randperm(96, generator=random), None, None, None]
+    )
+    seen, fresh = ({"pixel_values": part} for part in pixels.split(48))
+    whole = export_onnx(model, seen, tmp_path / "model.onnx")
+    assert mostly_convolutions(whole)
+    small = quantize_onnx(whole, tmp_path / "model-int8.onnx", [seen])
+    assert small.stat().st_size < 0.4 * whole.stat().st_size
+    faint = quantize_onnx(whole, tmp_path / "faint.onnx", [{"pixel_values": seen["pixel_values"] / 20}])
+    expected, found, cut = (OnnxModel(file, threads=1)(fresh) for file in (whole, small, faint))
+    assert 0 < np.abs(found - expected).mean() < 0.2 * expected.std(axis=0).mean()
+    assert np.abs(cut - expected).mean() > 2 * np.abs(found - expected).mean(), "ranges that are too narrow cut off"
+    operators = {node.op_type for node in onnx.load(small).graph.node}
+    assert "QuantizeLinear" in operators
+    with pytest.raises(ExportError, match="ranges that are seen on images, and none are given"):
+        quantize_onnx(whole, tmp_path / "none.onnx")
+
+
+def test_a_vision_transformer_is_quantised_as_texts_are(tmp_path: Path) -> None:
+    model = tiny_model("vit")
+    pixels = torch.randn(5, 3, *IMAGE, generator=torch.Generator().manual_seed(0))
+    whole = export_onnx(model, {"pixel_values": pixels}, tmp_path / "model.onnx")
+    assert not mostly_convolutions(whole)
+    for rows in (1, 5):
+        with torch.no_grad():
+            expected = model(pixels[:rows]).logits.numpy()
+        np.testing.assert_allclose(OnnxModel(whole, threads=1)({"pixel_values": pixels[:rows]}), expected, atol=1e-4)
+    small = quantize_onnx(whole, tmp_path / "model-int8.onnx")
+    assert OnnxModel(small, threads=1)({"pixel_values": pixels}).shape == (5, 2)

@@ -20,6 +20,21 @@ def test_ignored_labels_count_for_nothing() -> None:
     assert (student.grad[labels == -100] == 0).all()
 
 
+def test_mixed_labels_are_distributions() -> None:
+    generator = torch.Generator().manual_seed(1)
+    student = torch.randn(5, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    soft = torch.rand(5, 4, generator=generator, dtype=torch.float64)
+    soft = soft / soft.sum(-1, keepdim=True)
+    expected = torch.nn.functional.cross_entropy(student, soft, reduction="none")
+    torch.testing.assert_close(cross_entropy(student, soft), expected)
+    hard = torch.tensor([0, 3, 1, 2, 2])
+    one_hot = torch.nn.functional.one_hot(hard, 4).double()
+    torch.testing.assert_close(cross_entropy(student, one_hot), cross_entropy(student, hard))
+    mask = torch.tensor([True, False, True, True, False])
+    assert cross_entropy(student, soft, mask=mask)[~mask].tolist() == [0.0, 0.0]
+    assert torch.autograd.gradcheck(lambda z: cross_entropy(z, soft, mask=mask), student)
+
+
 def test_small_integers_are_class_numbers_too() -> None:
     assert cross_entropy(torch.zeros(2, 4), torch.tensor([1, 3], dtype=torch.int32)).tolist() == pytest.approx(
         [1.386294] * 2

@@ -1,9 +1,13 @@
 """Results as the pipeline writes them, made up but plausible: the report's tests and screenshots use these."""
 
+import base64
+import io
 import json
 import math
 import random
 from typing import Any
+
+from PIL import Image
 
 RECIPE = """task: text_classification
 data: {name: reviews}
@@ -496,8 +500,22 @@ def minimal() -> dict[str, Any]:
     }
 
 
+def images() -> dict[str, Any]:
+    """Rows of images: each disagreement with a small picture, as the run keeps it."""
+    results = full(seeds=1)
+    results["run"]["task"] = "image_classification"
+    for key, level in (("teacher_right", 40), ("student_right", 200)):
+        for number, item in enumerate(results["examples"][key]):
+            content = io.BytesIO()
+            Image.new("RGB", (12, 8), (level, 20 * number, 90)).save(content, "PNG")
+            address = base64.b64encode(content.getvalue()).decode()
+            item.update(text=f"picture {number}.png", text_pair=None, image=f"data:image/png;base64,{address}")
+    return results
+
+
 VARIANTS = {
     "full": full,
+    "images": images,
     "regression": regression,
     "multi_label": multi_label,
     "many_classes": many_classes,
@@ -526,4 +544,7 @@ def hostile(text: str) -> dict[str, Any]:
         export["title"] = export["file"] = text
     for item in results["examples"]["teacher_right"]:
         item.update(text=text, text_pair=text, label=text, teacher={"prediction": text, "probability": 0.5})
+    for item in results["examples"]["student_right"]:
+        item.update(text=text, image=f'https://127.0.0.1:9/x.png" onerror="{text}')
+    results["examples"]["student_right"][0]["image"] = f"data:image/png;base64,{text}"
     return json.loads(json.dumps(results))  # type: ignore[no-any-return]

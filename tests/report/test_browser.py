@@ -44,7 +44,11 @@ def requested(log: Path) -> list[str]:
     return sorted(url for url in pages if not url.startswith(("file:", "data:")))
 
 
-@pytest.mark.parametrize("name", ["full", "many_classes", f"hostile: {ATTACK}"], ids=["full", "many", "hostile"])
+@pytest.mark.parametrize(
+    "name",
+    ["full", "many_classes", "images", f"hostile: {ATTACK}"],
+    ids=["full", "many", "images", "hostile"],
+)
 def test_report_opens_without_error_or_request(browser: str, written: Any, tmp_path: Path, name: str) -> None:
     dom, console, requests = visit(browser, written(name).html, tmp_path)
     assert console == []

@@ -276,3 +276,27 @@ def test_report_that_cannot_be_written(examples: ModuleType, tmp_path: Path) -> 
     with pytest.raises(RunFolderError, match="can't be written"):
         write_report(examples.minimal(), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "report.html"]
+
+
+def test_disagreements_over_images_are_a_sheet(written: Any) -> None:
+    page, results = read(written("images").html), written("images").results["examples"]
+    shown = [item["image"] for key in ("teacher_right", "student_right") for item in results[key]]
+    assert len(shown) > 3 and [address for address in shown if f'<img src="{address}"' not in page] == []
+    assert page.count('<ol class="sheet">') == 2
+    markdown = read(written("images").markdown)
+    assert "data:image/png" not in markdown and "picture 0.png" in markdown
+    assert '<ol class="sheet">' not in read(written("full").html)
+
+
+def test_no_picture_comes_from_elsewhere(examples: ModuleType) -> None:
+    results = examples.images()
+    item = results["examples"]["teacher_right"][0]
+    for address in (
+        "https://127.0.0.1:9/x.png",
+        "data:image/svg+xml;base64,AAAA",
+        'data:image/png;base64,A"x',
+        7,
+        None,
+    ):
+        item["image"] = address
+        assert "picture 0.png</blockquote>" in html_page(results), address

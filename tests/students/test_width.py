@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from tiny import tiny_batch, tiny_model
+from tiny import IMAGES, tiny_batch, tiny_inputs, tiny_model
 
 from potstill.errors import ModelError
 from potstill.knowledge import inputs_for
@@ -12,7 +12,9 @@ from potstill.students import cut_width, sizes_of
 from potstill.students.axes import WIDTHS, widths_of
 from potstill.students.width import _largest, _place
 
-FAMILIES = tuple(WIDTHS)
+FAMILIES = tuple(family for family in WIDTHS if family not in IMAGES)
+TOKEN = {"architectures": ["DeiTForImageClassificationWithTeacher"]}
+OF_IMAGES = [("vit", {}), ("deit", {}), ("deit", TOKEN)]
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -221,3 +223,59 @@ def test_a_parameter_of_no_row_and_no_batches_are_refused():
         cut_width(model, intermediate=8)
     with pytest.raises(ModelError, match="measured on batches"):
         cut_width(tiny_model("bert", layers=1), intermediate=8, batches=[])
+
+
+# ---- images
+
+
+@pytest.mark.parametrize("measured", [True, False], ids=["activations", "weights"])
+@pytest.mark.parametrize(("family", "options"), OF_IMAGES, ids=["vit", "deit", "deit with its token"])
+def test_a_cut_of_images_that_removes_nothing_changes_nothing(family, options, measured):
+    model, batch = tiny_model(family, layers=2, **options), tiny_inputs(family)
+    old = sizes_of(model)
+    sizes = {"hidden": old.hidden, "intermediate": old.intermediate, "heads": old.heads}
+    same = cut_width(model, **sizes, batches=[batch] if measured else None)
+    assert torch.equal(logits(same, batch), logits(model, batch))
+
+
+@pytest.mark.parametrize(("family", "options"), OF_IMAGES, ids=["vit", "deit", "deit with its token"])
+def test_a_cut_of_images_keeps_the_same_channels_everywhere(family, options, tmp_path):
+    model, batch = tiny_model(family, layers=2, **options), tiny_inputs(family)
+    student = cut_width(model, hidden=24, intermediate=20, heads=3, batches=[batch])
+    base = model.base_model_prefix
+    kept = []
+    for name in (f"{base}.embeddings.cls_token", f"{base}.embeddings.position_embeddings"):
+        ours, theirs = (dict(m.named_parameters())[name].flatten(0, 1) for m in (student, model))
+        kept.append([int((theirs == ours[:, place, None]).all(0).nonzero()) for place in range(24)])
+    assert kept[0] == kept[1] == sorted(kept[0])
+    patches = f"{base}.embeddings.patch_embeddings.projection.weight"
+    assert torch.equal(student.state_dict()[patches], model.state_dict()[patches][kept[0]])
+    student.save_pretrained(tmp_path)
+    again = transformers.AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    assert type(again) is type(model)
+    assert torch.equal(logits(again, batch), logits(student, batch))
+    assert again.config.pooler_output_size == 24
+
+
+@pytest.mark.parametrize("family", ["vit", "deit"])
+def test_neurons_that_see_nothing_in_any_patch_go_first(family):
+    model, batch = tiny_model(family, layers=2), tiny_inputs(family)
+    with torch.no_grad():
+        for layer in layers_of(model):
+            for place in (1, 5, 40):
+                layer.mlp.fc1.weight[place] = 0
+                layer.mlp.fc1.bias[place] = 0
+    student = cut_width(model, intermediate=61, batches=[batch])
+    torch.testing.assert_close(logits(student, batch), logits(model, batch))
+
+
+def test_the_importance_of_a_neuron_is_its_mean_over_patches():
+    from potstill.students.width import _activations
+
+    model, batch = tiny_model("vit", layers=1), tiny_inputs("vit")
+    seen = []
+    hook = layers_of(model)[0].mlp.fc2.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    logits(model, batch)
+    hook.remove()
+    found = _activations(model, widths_of(model), sizes_of(model), [batch, batch])
+    torch.testing.assert_close(found["intermediate", 0], seen[0].double().abs().mean((0, 1)), rtol=1e-6, atol=0)

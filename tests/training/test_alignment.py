@@ -8,7 +8,8 @@ from potstill.errors import ModelError
 from potstill.objective import Objective, Term
 from potstill.students import build_student, cut_tokenizer, cut_vocabulary
 from potstill.tasks import TextClassification
-from potstill.training.alignment import first_unaligned, token_terms
+from potstill.tasks.tokens import first_unaligned
+from potstill.training.alignment import token_terms
 from potstill.training.distiller import bind
 from potstill.training.trainer import DistillationTrainer
 
@@ -74,7 +75,7 @@ def test_the_trainer_refuses_rows_that_are_not_aligned(cut):
     unseen = both(Dataset.from_dict({"text": [lost], "labels": [0]}), made.tokenizer, teacher)
     known = both(rows.select(range(20)), made.tokenizer, teacher)
     hidden = Objective([Term("hidden")])
-    given = {"teacher": model, "teacher_tokenizer": teacher}
+    given = {"teacher": model, "teacher_reader": teacher}
     DistillationTrainer(student, hidden, TASK, made.tokenizer, known, **given)
     DistillationTrainer(student, Objective([Term("logits")]), TASK, made.tokenizer, unseen, **given)
     with pytest.raises(ModelError, match=r"hidden would compare tokens that aren't the same.*row 0"):

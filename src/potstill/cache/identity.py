@@ -51,7 +51,8 @@ class Identity:
 
     Args:
         teacher: the digest of weights and config, by `teacher_digest`.
-        tokenizer: the digest of the tokenizer that made its input, by `data.encoded.tokenizer_digest`.
+        tokenizer: the digest of what made its input: of a tokenizer, by `data.encoded.tokenizer_digest`, or of an
+            `ImageReader`.
         max_length: to which rows were cut; None where nothing was.
         runs_in: the precision that the teacher runs in.
         needs: what was observed in it.
@@ -91,7 +92,7 @@ class Identity:
         names = {
             "format": "format",
             "teacher": "the teacher's weights or config (digest)",
-            "tokenizer": "tokenizer (digest)",
+            "tokenizer": "tokenizer or image reader (digest)",
             "max_length": "max_length",
             "runs_in": "precision that the teacher runs in",
         }

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from potstill.augment.image import VIEW
 from potstill.knowledge.observe import READ
+from potstill.tasks.pictures import image_bytes
 
-INPUTS = (*READ, "position_ids", "decoder_input_ids", "pixel_values")
+INPUTS = (*READ, "position_ids", "decoder_input_ids", "pixel_values", "image", VIEW)
 """The columns that a teacher may read; labels and numbers of rows are none of its business."""
 
 BYTES = 16
@@ -67,6 +69,8 @@ def _rows_of(array: Any) -> list[bytes]:
     """The bytes of each row of an Arrow column, in one width of number whatever the column has."""
     import pyarrow as pa
 
+    if pa.types.is_struct(array.type):  # an image, by the content of its file
+        return [image_bytes(one) for one in array.to_pylist()]
     ends = np.arange(len(array) + 1)
     while pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
         ends = np.asarray(array.offsets)[ends] - array.offsets[0].as_py()

@@ -141,12 +141,13 @@ def estimate(observer: Observer, rows: Any, collate: Collate, storage: Storage) 
 
 
 def row_lengths(rows: Any, prefix: str = "") -> np.ndarray[Any, Any]:
-    """How many tokens the teacher reads in each row, [N]; 0 for rows without tokens."""
+    """How many tokens the teacher reads in each row, [N]; of images, what their work is in tokens, if they say it."""
     import pyarrow.compute as pc
 
     column = input_columns(rows.column_names, prefix).get("input_ids")
     if column is None:
-        return np.zeros(len(rows), dtype=np.int64)
+        said = rows["length"] if "length" in rows.column_names else np.zeros(len(rows))
+        return np.asarray(said, dtype=np.int64)
     tables = rows.select_columns([column]).with_format("arrow").iter(batch_size=1000)
     return np.concatenate([np.asarray(pc.list_value_length(table.column(column))) for table in tables]).astype(np.int64)
 

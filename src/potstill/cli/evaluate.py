@@ -13,6 +13,7 @@ def evaluate(
     teacher: Annotated[Path | None, typer.Option(help="A model to compare with: agreement, KL, difference.")] = None,
     text: Annotated[str | None, typer.Option(help="The column of the text, where it can't be guessed.")] = None,
     text_pair: Annotated[str | None, typer.Option(help="The column of the second text of a pair.")] = None,
+    image: Annotated[str | None, typer.Option(help="The column of the image.")] = None,
     label: Annotated[str | None, typer.Option(help="The column of the label.")] = None,
     max_length: Annotated[int, typer.Option(help="Texts are cut to so many tokens.")] = 128,
 ) -> None:
@@ -21,7 +22,7 @@ def evaluate(
     from potstill.progress import Terminal
 
     terminal = Terminal()
-    columns = {"text": text, "text_pair": text_pair, "label": label}
+    columns = {"text": text, "text_pair": text_pair, "image": image, "label": label}
     found = evaluate_folder(model, data, split, teacher, columns, max_length, terminal)
     for name, value in found:
         terminal.say(f"{name:<28} {value}")

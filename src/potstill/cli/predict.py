@@ -1,4 +1,4 @@
-"""`potstill predict`: what a model says of texts."""
+"""`potstill predict`: what a model says of texts or images."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,12 +8,12 @@ import typer
 
 def predict(
     student: Annotated[Path, typer.Argument(metavar="STUDENT", help="A model's folder, such as runs/reviews/student.")],
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts to classify.")],
+    rows: Annotated[list[str], typer.Argument(metavar="TEXT|IMAGE...", help="Texts, or files of images, to classify.")],
     pair: Annotated[list[str] | None, typer.Option(help="The second text of each pair, in the same order.")] = None,
 ) -> None:
-    """Classify texts with a model that potstill left."""
-    from potstill.prediction import predict as predict_texts
+    """Classify texts or images with a model that potstill left."""
+    from potstill.prediction import predict as predict_rows
 
-    for text, answers in zip(texts, predict_texts(student, texts, pair), strict=True):
+    for row, answers in zip(rows, predict_rows(student, rows, pair), strict=True):
         said = ", ".join(f"{name} {value:.3f}" for name, value in answers)
-        typer.echo(f"{said}\t{text}")
+        typer.echo(f"{said}\t{row}")

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from potstill.data.samples import SAMPLES, cache_folder, cached
+from potstill.data.samples import SAMPLES, cache_folder, is_here
 
 
 def samples() -> None:
@@ -17,8 +17,8 @@ def samples() -> None:
     table.add_column("what it is")
     for name, one in SAMPLES.items():
         needs = f"; needs {', '.join(one.requires)}" if one.requires else ""
-        size = f"{one.size_bytes / 1e6:.1f} MB"
-        here = "yes" if cached(name) else "no"
+        size = f"{one.size_bytes / 1e6:.1f} MB" if one.packages else "none"
+        here = "yes" if is_here(name) else "no"
         table.add_row(name, one.kind, size, one.licence, here, f"{one.title}; {one.contents}{needs}")
     console = Console()
     console.print(table)

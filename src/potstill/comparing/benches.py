@@ -29,7 +29,9 @@ class Benches:
     def of(self, recipe: Recipe) -> Workbench:
         """The workbench of a recipe. Raises what reading its rows raises."""
         data = recipe.as_dict()
-        student = {name: data["student"].get(name) for name in ("model", "vocabulary")}  # what decides the tokenizer
+        student = {name: data["student"].get(name) for name in ("model", "vocabulary")}  # what decides the reader
+        config = recipe.student.config
+        student["config"] = config if isinstance(config, str) else (config or {}).get("image_size")
         key = digest({**{name: data[name] for name in ("task", "data", "teacher")}, "student": student})
         if key not in self.made:
             with self.progress.stage("reading the data"):

@@ -18,7 +18,7 @@ from potstill.comparing.benches import Benches
 from potstill.comparing.cells import Cell, cells
 from potstill.comparing.numbers import Finished, results_of
 from potstill.errors import PotstillError, RecipeError
-from potstill.evaluation.predict import load_predictions
+from potstill.evaluation.predict import OUTPUTS
 from potstill.knowledge import Needs
 from potstill.likeness import attention_pairs, measure_attention, why_no_maps
 from potstill.pipeline import RUNS, run
@@ -134,7 +134,7 @@ class _Comparison:
         """Refuse a variant that is evaluated on other rows than the first, since no difference would be paired."""
         ours, theirs = (self.benches.of(one.recipe) for one in (cell, first))
         split = ours.evaluated_on
-        if split != theirs.evaluated_on or not _equal_rows(ours.texts[split], theirs.texts[split]):
+        if split != theirs.evaluated_on or not _equal_rows(ours.raw[split], theirs.raw[split]):
             raise RecipeError(
                 problem(
                     "The variant is evaluated on other rows than the first one",
@@ -172,7 +172,7 @@ class _Comparison:
             digests=json.loads((folder / "run.json").read_text(encoding="utf-8"))["digests"],
             seeds=seeds,
             logits=[
-                load_predictions(folder / "predictions" / f"student-{seed}.parquet")[bench.evaluated_on]
+                OUTPUTS[bench.task.problem].load(folder / "predictions" / f"student-{seed}.parquet")[bench.evaluated_on]
                 for seed in seeds
             ],
             labels=bench.labels(bench.evaluated_on),

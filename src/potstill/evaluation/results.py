@@ -158,8 +158,10 @@ def per_class_change(entries: Mapping[str, Mapping[str, Any]]) -> list[dict[str,
     ]
 
 
-def highlights(entries: Mapping[str, Mapping[str, Any]], exports: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The few figures that a reader wants first, as text."""
+def highlights(
+    entries: Mapping[str, Mapping[str, Any]], exports: Sequence[Mapping[str, Any]], row: str = "text"
+) -> list[dict[str, str]]:
+    """The few figures that a reader wants first, as text. `row` says what a row is."""
     teacher, student = entries["teacher"], entries["student"]
     cards = []
     if student["retained"] is not None:
@@ -172,21 +174,22 @@ def highlights(entries: Mapping[str, Mapping[str, Any]], exports: Sequence[Mappi
             }
         )
     if teacher["cost"] and student["cost"]:
-        cards += _cost_cards(teacher["cost"], student["cost"], "student")
+        cards += _cost_cards(teacher["cost"], student["cost"], "student", row)
         for export in exports:
             if export["key"] == "onnx-int8":
-                cards += _cost_cards(teacher["cost"], export, "as ONNX int8")
+                cards += _cost_cards(teacher["cost"], export, "as ONNX int8", row)
     return cards
 
 
-def _cost_cards(teacher: Mapping[str, Any], other: Mapping[str, Any], name: str) -> list[dict[str, str]]:
-    speed = teacher["latency"]["1"]["p50_ms"] / other["latency"]["1"]["p50_ms"]
+def _cost_cards(teacher: Mapping[str, Any], other: Mapping[str, Any], name: str, row: str) -> list[dict[str, str]]:
+    theirs, ours = (one["latency"]["1"]["p50_ms"] for one in (teacher, other))
+    speed = theirs / ours
     size = teacher["bytes"] / other["bytes"]
     return [
         {
             "label": f"{'faster' if speed >= 1 else 'slower'}, {name}",
             "value": f"{max(speed, 1 / speed):.1f}x",
-            "note": f"{teacher['latency']['1']['p50_ms']:.1f} to {other['latency']['1']['p50_ms']:.1f} ms for one text",
+            "note": f"{theirs:.1f} to {ours:.1f} ms for one {row}",
         },
         {
             "label": f"smaller, {name}",

@@ -25,6 +25,30 @@ OUTPUTS = {
 }
 
 
+USES = {
+    "text_classification": (
+        "A sequence classifier",
+        """from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("$folder")
+model = AutoModelForSequenceClassification.from_pretrained("$folder")
+batch = tokenizer(["A text to classify."], return_tensors="pt", truncation=True$max_length)
+logits = model(**batch).logits""",
+    ),
+    "image_classification": (
+        "An image classifier",
+        """from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+processor = AutoImageProcessor.from_pretrained("$folder")
+model = AutoModelForImageClassification.from_pretrained("$folder")
+batch = processor(Image.open("image.png").convert("RGB"), return_tensors="pt")
+logits = model(**batch).logits""",
+    ),
+}
+"""The task of a recipe -> what its student is, and how it is used."""
+
+
 def write_model_card(
     folder: Path | str,
     results: Mapping[str, Any],
@@ -37,7 +61,7 @@ def write_model_card(
 
     Args:
         folder: the transformers folder.
-        results: results.json, or what there is of it yet: of "run" the "name", "title" and "problem"; "data";
+        results: results.json, or what there is of it yet: of "run" the "name", "title", "task" and "problem"; "data";
             "metrics"; "primary"; "models"; "exports"; of "verdict" the "headline" and "sentences". Any may be missing.
         recipe_yaml: the recipe as resolved.
         convention: the losses' convention, a sentence or more.
@@ -47,6 +71,7 @@ def write_model_card(
     """
     folder = Path(folder)
     run, data, verdict = (results.get(part) or {} for part in ("run", "data", "verdict"))
+    kind, use = _use(results, folder.name)
     title = f"{run.get('title') or run.get('name') or folder.name}: student"
     values = {
         "front": _front_matter(results, licence),
@@ -56,8 +81,8 @@ def write_model_card(
         "measured": _measured(data),
         "numbers": _table(results),
         "notes": _notes(results),
-        "folder": folder.name,
-        "max_length": f", max_length={data['max_length']}" if data.get("max_length") else "",
+        "kind": kind,
+        "use": use,
         "outputs": _outputs(run.get("problem"), data.get("classes") or []),
         "recipe": recipe_yaml.strip(),
         "convention": convention.strip(),
@@ -70,11 +95,23 @@ def write_model_card(
     return card
 
 
+def _task(results: Mapping[str, Any]) -> str:
+    return str((results.get("run") or {}).get("task") or "text_classification")
+
+
+def _use(results: Mapping[str, Any], folder: str) -> tuple[str, str]:
+    """What the student is, and the lines that use it."""
+    kind, lines = USES[_task(results)]
+    longest = (results.get("data") or {}).get("max_length")
+    filled = string.Template(lines).substitute(folder=folder, max_length=f", max_length={longest}" if longest else "")
+    return kind, filled
+
+
 def _front_matter(results: Mapping[str, Any], licence: str | None) -> str:
     """The YAML head that model hubs read."""
     head: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": "text-classification",
+        "pipeline_tag": _task(results).replace("_", "-"),
         "tags": ["distillation", "potstill"],
     }
     if licence:
@@ -160,7 +197,8 @@ def _limits(data: Mapping[str, Any], licence: str | None) -> str:
     """What the numbers don't say, one a line."""
     split, name = data.get("evaluated_on", "test"), data.get("name")
     of = f" of {name}" if name else ""
-    lines = [f"The numbers hold for the {split} split{of} and for texts like it; nothing else was measured."]
+    shown = "images" if data.get("image_size") else "texts"
+    lines = [f"The numbers hold for the {split} split{of} and for {shown} like it; nothing else was measured."]
     lines.append("It learned from its teacher, and takes over the teacher's errors and biases.")
     if data.get("max_length"):
         lines.append(f"Texts of more than {data['max_length']} tokens are cut; what stands behind is not read.")

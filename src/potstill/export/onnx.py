@@ -2,14 +2,15 @@
 
 Decisions held here:
 
-* The two axes that vary are named, `batch` and `sequence`, and every input shares them. Left to itself the exporter
-  gives the attention mask a batch axis of its own, and a file that takes one batch size only can be the result.
+* The axes that vary are named, `batch` and, of texts, `sequence`, and every input shares them. Left to itself the
+  exporter gives the attention mask a batch axis of its own, and a file that takes one batch size only can be the
+  result. Images have the height and width that the model's images are read at.
 * The weights are inside the file. Protocol buffers end at 2 GB, and a model above that is refused before the work.
 * The graph holds standard ONNX operators only, so that every runtime can read it. onnxruntime's own fusions, made
   at export, were tried on a six-layer MiniLM with 2 threads: 5 to 10 % at batch 32, nothing at batch 1, nothing after
   int8. onnxruntime makes most of them itself when it loads the file.
-* The inputs are those of `input_ids`, `attention_mask` and `token_type_ids` that both the tokenizer makes and the
-  model takes. RoBERTa takes `token_type_ids`, but its tokenizer never makes them: they are no input then.
+* The inputs are `pixel_values`, or those of `input_ids`, `attention_mask` and `token_type_ids` that both the tokenizer
+  makes and the model takes. RoBERTa takes `token_type_ids`, but its tokenizer never makes them: they are no input then.
 * The traced model is a copy: float32, on the CPU, in eval mode, with sdpa attention where the family has it.
 * Intermediate shapes and stack traces are left out of the file: onnxruntime infers the former itself, and the latter
   are paths on the machine that exported it.
@@ -32,26 +33,30 @@ import torch
 from potstill.checks import problem
 from potstill.errors import ExportError
 from potstill.export.runtime import INSTALL
-from potstill.knowledge.architectures import longest_input
+from potstill.knowledge.architectures import CLASSIFIERS, longest_input
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+PIXELS = "pixel_values"
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", PIXELS)
 OUTPUT = "logits"
 # A serialised protocol buffer holds 2**31 - 1 bytes; the graph itself takes a few of them.
 LARGEST_FILE = 2**31 - 2**24
 
 
-class Tokenizer(Protocol):
-    """What is asked of a tokenizer here: the names of what it makes."""
+class Reader(Protocol):
+    """What is asked of a tokenizer or an image reader here: the names of what it makes; of the latter also its
+    ``size``."""
 
     model_input_names: list[str]
 
 
-def export_onnx(model: Any, inputs_from: Tokenizer | Mapping[str, Any], path: Path | str) -> Path:
-    """Write `model` as one ONNX file: int64 inputs [batch, sequence], float32 output ``logits`` [batch, V].
+def export_onnx(model: Any, inputs_from: Reader | Mapping[str, Any], path: Path | str) -> Path:
+    """Write `model` as one ONNX file: int64 inputs [batch, sequence], or float32 ``pixel_values`` [batch, 3, H, W];
+    float32 output ``logits`` [batch, V].
 
     Args:
-        model: a transformers sequence classifier. It is copied, never changed.
-        inputs_from: the tokenizer, or a batch that it made; only the names of its inputs are used.
+        model: a transformers classifier of texts or images. It is copied, never changed.
+        inputs_from: the tokenizer or image reader, or a batch that it made; the names of its inputs are used, and of
+            images their height and width.
         path: the file to write. It is written beside and then renamed, so it is there whole or not at all.
 
     Returns: `path`.
@@ -64,7 +69,7 @@ def export_onnx(model: Any, inputs_from: Tokenizer | Mapping[str, Any], path: Pa
     path = Path(path)
     names = _input_names(model, inputs_from)
     _check_size(model)
-    program = _program(_traceable(model), names)
+    program = _program(_traceable(model), names, _size(inputs_from))
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_beside(path) as partial:
         partial.write_bytes(_serialised(program))
@@ -95,20 +100,27 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _input_names(model: Any, inputs_from: Tokenizer | Mapping[str, Any]) -> list[str]:
+def _input_names(model: Any, inputs_from: Reader | Mapping[str, Any]) -> list[str]:
     """The names of `INPUTS` that both sides know, in that order."""
     made = inputs_from.keys() if isinstance(inputs_from, Mapping) else inputs_from.model_input_names
     taken = inspect.signature(model.forward).parameters
     names = [name for name in INPUTS if name in made and name in taken]
-    if "input_ids" not in names:
+    if not {"input_ids", PIXELS} & set(names):
         raise ExportError(
             problem(
-                "A text classifier is exported by its input_ids",
+                "A classifier is exported by its input_ids or its pixel_values",
                 given=f"inputs {', '.join(made)}; forward takes {', '.join(taken)}",
-                do="Hand in the tokenizer that the model was trained with",
+                do="Hand in the tokenizer or image reader that the model was trained with",
             )
         )
     return names
+
+
+def _size(inputs_from: Any) -> tuple[int, int]:
+    """Height and width of the images that a reader or a batch has; of texts, which have none, zeros."""
+    if isinstance(inputs_from, Mapping):
+        return tuple(inputs_from[PIXELS].shape[-2:]) if PIXELS in inputs_from else (0, 0)
+    return getattr(inputs_from, "size", (0, 0))
 
 
 def _check_size(model: Any) -> None:
@@ -135,10 +147,12 @@ def _traceable(model: Any) -> Any:
     return clone
 
 
-def _example(model: Any, names: list[str], longest: int | None) -> dict[str, torch.Tensor]:
-    """Inputs [3, S] to trace with: valid ids, the second row padded at its end. No size in them is 1, which tracing
-    would take for a constant."""
+def _example(model: Any, names: list[str], longest: int | None, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """Inputs of 3 rows to trace with: valid ids [3, S], the second row padded at its end, or pixels [3, 3, H, W]. No
+    size in them is 1, which tracing would take for a constant."""
     batch, sequence = 3, min(11, longest or 11)
+    if names == [PIXELS]:
+        return {PIXELS: torch.linspace(-1, 1, batch * 3 * size[0] * size[1]).reshape(batch, 3, *size)}
     pad = getattr(model.config, "pad_token_id", None)
     ids = torch.arange(batch * sequence).reshape(batch, sequence) % model.get_input_embeddings().num_embeddings
     ids[ids == pad] = 1 if pad == 0 else 0
@@ -150,7 +164,7 @@ def _example(model: Any, names: list[str], longest: int | None) -> dict[str, tor
     return {name: example[name] for name in names}
 
 
-def _program(model: Any, names: list[str]) -> Any:
+def _program(model: Any, names: list[str], size: tuple[int, int]) -> Any:
     """The traced model, as transformers' exporter makes it."""
     # The exporter imports without its packages, and fails later by their names; ask for them first.
     try:
@@ -161,11 +175,13 @@ def _program(model: Any, names: list[str]) -> Any:
     except ImportError as error:
         raise ExportError(problem("ONNX can't be exported here", given=error, do=INSTALL)) from error
     longest = longest_input(model)
-    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=longest)}
+    axes = {0: torch.export.Dim("batch")}
+    if names != [PIXELS]:
+        axes[1] = torch.export.Dim("sequence", max=longest)
     config = exporters.OnnxConfig(dynamic=True, dynamic_shapes={name: axes for name in names})
     try:
         with quiet(), torch.no_grad():
-            return exporters.OnnxExporter().export(model, _example(model, names, longest), config=config).program
+            return exporters.OnnxExporter().export(model, _example(model, names, longest, size), config=config).program
     except Exception as error:  # tracing raises whatever the model's own code does
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(
@@ -184,6 +200,9 @@ def _serialised(program: Any) -> bytes:
 
     proto: onnx.ModelProto = onnx_ir.to_proto(program)
     graph = proto.graph
+    answer = [value for value in graph.output if value.name not in CLASSIFIERS.values()]  # DeiT's are in their mean
+    del graph.output[:]
+    graph.output.extend(answer)
     if [value.name for value in graph.output] != [OUTPUT]:
         raise ExportError(
             problem(
@@ -193,7 +212,7 @@ def _serialised(program: Any) -> bytes:
     for value in (*graph.input, *graph.output):
         shape = value.type.tensor_type.shape
         shape.dim[0].dim_param = "batch"
-        if value.name != OUTPUT:
+        if value.name not in (OUTPUT, PIXELS):
             shape.dim[1].dim_param = "sequence"
     del graph.value_info[:]
     del graph.metadata_props[:]

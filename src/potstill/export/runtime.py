@@ -9,7 +9,7 @@ Decisions held here:
 """
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def require_packages() -> None:
 
 
 class OnnxModel:
-    """An ONNX classifier as a function of one batch: {name: ids [B, S]} -> logits [B, V], float32.
+    """An ONNX classifier as a function of a batch: {name: ids [B, S] or pixels [B, 3, H, W]} -> float32 logits [B, V].
 
     A batch may hold numpy arrays or torch tensors on the CPU, and more inputs than the file takes.
     """
@@ -53,7 +53,9 @@ class OnnxModel:
             raise ExportError(
                 problem(f"{Path(path).name} can't be loaded", given=error, do="Delete it and export again")
             ) from error
-        self.inputs = tuple(value.name for value in self._session.get_inputs())
+        given = self._session.get_inputs()
+        self.inputs = tuple(value.name for value in given)
+        self._types = {value.name: np.float32 if value.type == "tensor(float)" else np.int64 for value in given}
 
     def __call__(self, batch: Mapping[str, Any]) -> npt.NDArray[np.float32]:
         """The logits [B, V] of a batch. Raises `ExportError` when the batch lacks an input."""
@@ -63,19 +65,22 @@ class OnnxModel:
                 problem(
                     f"The ONNX file takes {', '.join(self.inputs)}",
                     given=", ".join(batch),
-                    do="Encode the text with the tokenizer that stands beside it",
+                    do="Encode the row with the tokenizer or image processor that stands beside it",
                 )
             )
-        feed = {name: np.asarray(batch[name], dtype=np.int64) for name in self.inputs}
+        feed = {name: np.asarray(batch[name], dtype=self._types[name]) for name in self.inputs}
         logits: npt.NDArray[np.float32] = self._session.run(None, feed)[0]
         return logits
 
 
-def onnx_workload(path: str, batch: int, tokens: int, threads: int = 0) -> Iterator[None]:
-    """A workload for `potstill.evaluation.peak_memory`: load the file and run one batch of [batch, tokens]."""
+def onnx_workload(path: str, shapes: Mapping[str, Sequence[int]], threads: int = 0) -> Iterator[None]:
+    """A workload for `potstill.evaluation.peak_memory`: load the file and run one batch of these shapes, by input.
+
+    An input that no shape is given for is zeros, of the first one's shape.
+    """
     import onnxruntime  # noqa: F401
 
     yield
     model = OnnxModel(path, threads)
-    ids = np.ones((batch, tokens), np.int64)
-    model({name: ids if name != "token_type_ids" else np.zeros_like(ids) for name in model.inputs})
+    batch = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    model({name: batch.get(name, np.zeros_like(next(iter(batch.values())))) for name in model.inputs})

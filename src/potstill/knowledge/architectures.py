@@ -8,19 +8,23 @@ in the table of tests/tiny.py.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from potstill.checks import problem
+from potstill.checks import problem, unknown_name
 from potstill.errors import ModelError
+from potstill.knowledge.timm_stages import timm_stages
 from potstill.knowledge.types import Layer
 from potstill.mappings import EMBEDDINGS
 
 ENCODER, DECODER, CROSS = "encoder", "decoder", "cross"
+WITH_TEACHER = "ForImageClassificationWithTeacher"  # the classes with a token that learns from a teacher: DeiT, LeViT
+#: Their classifiers, and where the logits of each come out.
+CLASSIFIERS = {"class": "cls_logits", "distillation": "distillation_logits"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Features:
     blocks: str | None = None  # the list inside a member whose last entry gives the map; None: the member itself
     grid: str | None = None  # the convolution whose output has the grid of the tokens, {} is the stage; None: no tokens
     prefix: int = 0  # tokens before those of the patches
+    given: bool = False  # the maps are what this one module is given, the head of a model with a backbone
+    listed: bool = False  # the model lists its stages itself, as those of timm do
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Architecture:
     cross: str | None = None  # the cross-attention inside a layer of the decoder
     blocks: str | None = None  # the layers inside each entry of the list, where that is a list of stages
     features: Features | None = None
+    backbone: str | None = None  # a model of another family inside this one, which has the layers
 
 
 IN_ENCODER = Architecture("encoder.layer")
@@ -91,6 +98,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "marian": Architecture({ENCODER: "encoder.layers", DECODER: "decoder.layers"}, cross="encoder_attn"),
     "vit": Architecture("layers", features=Features("layers", grid=PATCHES, prefix=1)),
     "deit": Architecture("layers", features=Features("layers", grid=PATCHES, prefix=2)),
+    "beit": Architecture("layers", features=Features("layers", grid=PATCHES, prefix=1)),
     "dinov2": Architecture("encoder.layer", features=Features("encoder.layer", grid=PATCHES, prefix=1)),
     "swin": Architecture(
         "encoder.layers", blocks="blocks", features=Features("encoder.layers", blocks="blocks", grid=PATCHES)
@@ -106,6 +114,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "mobilenet_v2": Architecture(None, features=Features("layer", ends=(1, 4, 11, 15))),
     "resnet": Architecture(None, features=Features("encoder.stages")),
+    "convnext": Architecture(None, features=Features("encoder.stages")),
+    "timm_wrapper": Architecture(None, features=Features("feature_info", listed=True)),
+    "upernet": Architecture(None, features=Features("decode_head", given=True), backbone="backbone"),
 }
 
 
@@ -126,6 +137,7 @@ class ModelShape:
     layer_widths: tuple[int, ...] = ()  # empty: all as `width`
     layer_heads: tuple[int, ...] = ()  # empty: all as `heads`
     channels: tuple[int, ...] = ()  # of the feature maps, stage by stage; empty: there are none
+    classifiers: tuple[str, ...] = ()  # by name, where the logits are the mean of several; empty: there is one
 
     def width_at(self, layer: Layer) -> int:
         """The width of a layer's hidden states; of what enters layer 0 for `EMBEDDINGS`."""
@@ -160,6 +172,17 @@ def no_such_layer(name: str, layer: Layer, stacks: Mapping[str, int], layers: in
     return problem(f"{name} has no layer {layer!r}", given=f"{has} layers", do=way)
 
 
+def no_such_classifier(shape: ModelShape, name: str) -> str:
+    """The message that says which classifiers a model has."""
+    if shape.classifiers:
+        return unknown_name(f"classifier of {shape.family}", name, shape.classifiers)
+    return problem(
+        "A term names one of several classifiers of the student",
+        given=f"classifier: {name}, and {shape.family} with one",
+        do="Remove the key, or take a DeiT with a token for its teacher: architectures: [DeiT" + WITH_TEACHER + "]",
+    )
+
+
 def architecture(model: PreTrainedModel) -> Architecture:
     """The row of a model's family. Raises `ModelError` for a family that the table doesn't hold."""
     family = model.config.model_type
@@ -175,6 +198,16 @@ def architecture(model: PreTrainedModel) -> Architecture:
     return ARCHITECTURES[family]
 
 
+def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The model that has the layers: the backbone inside one that is composed (UperNet), else the model itself."""
+    row = ARCHITECTURES.get(model.config.model_type)
+    if row is None or row.backbone is None:
+        return model
+    found = model.get_submodule(row.backbone)
+    assert isinstance(found, PreTrainedModel)
+    return found
+
+
 def layers_of(model: PreTrainedModel, stack: str | None = None) -> nn.ModuleList:
     """The list of layers of a model, bottom first.
 
@@ -185,6 +218,7 @@ def layers_of(model: PreTrainedModel, stack: str | None = None) -> nn.ModuleList
         ModelError: the family is unknown, has no one list of layers (its blocks stand in stages, or are no
             transformer's), or has several and `stack` names none.
     """
+    model = encoder_of(model)
     row, name = architecture(model), type(model).__name__
     if row.layers is None or row.blocks is not None:
         given = "its layers stand in stages of different widths" if row.blocks else "it is a convolutional network"
@@ -203,6 +237,7 @@ def layers_of(model: PreTrainedModel, stack: str | None = None) -> nn.ModuleList
 
 def layer_modules(model: PreTrainedModel) -> dict[Layer, nn.Module]:
     """The layers of a model by their names, bottom first; empty where there are no layers of tokens."""
+    model = encoder_of(model)
     row = architecture(model)
     if row.layers is None:
         return {}
@@ -224,10 +259,15 @@ def cross_attentions(model: PreTrainedModel) -> dict[Layer, nn.Module]:
 
 
 def stage_modules(model: PreTrainedModel) -> list[nn.Module]:
-    """The modules that give a model's feature maps, stage by stage; empty where there are none."""
+    """The modules that give a model's feature maps, stage by stage, or the one that is given all; empty where there are
+    none."""
     features = architecture(model).features
     if features is None:
         return []
+    if features.listed:
+        return [stage.module for stage in timm_stages(model)]
+    if features.given:
+        return [model.get_submodule(features.stages)]
     members = list(_list_at(model, features.stages))
     if features.ends is not None:
         members = [members[number] for number in features.ends]
@@ -280,15 +320,24 @@ def longest_input(model: PreTrainedModel) -> int | None:
 
 def describe(model: PreTrainedModel) -> ModelShape:
     """The sizes of a model, from its config and its lists of layers; unknown families are described too."""
+    encoder, family = encoder_of(model), model.config.model_type
+    if encoder is not model:
+        channels: Any = encoder.channels
+        return replace(describe(encoder), family=family, channels=tuple(map(int, channels)))
     config = model.config.get_text_config()
-    family = model.config.model_type
-    vocabulary = getattr(config, "vocab_size", None)
-    made: dict[str, Any] = {"family": family, "vocabulary": None if vocabulary is None else int(vocabulary)}
     row = ARCHITECTURES.get(family)
+    of_images = row is not None and row.features is not None  # BEiT's vocabulary is that of its pre-training
+    vocabulary = None if of_images else getattr(config, "vocab_size", None)
+    made: dict[str, Any] = {"family": family, "vocabulary": None if vocabulary is None else int(vocabulary)}
+    if type(model).__name__.endswith(WITH_TEACHER):
+        made["classifiers"] = tuple(CLASSIFIERS)
     if row is None:
         names = {"layers": "num_hidden_layers", "width": "hidden_size", "heads": "num_attention_heads"}
         made |= {ours: int(getattr(config, theirs, 0)) for ours, theirs in names.items()}
         return ModelShape(**made)
+    if row.features is not None and row.features.listed:
+        channels = tuple(stage.channels for stage in timm_stages(model))
+        return ModelShape(**made, layers=0, width=channels[-1] if channels else 0, heads=0, channels=channels)
     if row.layers is None:
         channels = tuple(_channels(stage) for stage in stage_modules(model))
         return ModelShape(**made, layers=0, width=channels[-1], heads=0, channels=channels)

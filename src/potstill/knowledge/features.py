@@ -3,7 +3,9 @@
 - SegFormer and PVTv2: after the stage's norm. Swin: before patches are merged. ResNet: the stage's output.
 - MobileNetV2: the last block of each resolution, so that stage s is at 1/4, 1/8, 1/16, 1/32 of the image as in ResNet,
   Swin, SegFormer and PVTv2, and stages of different families meet number by number.
-- ViT, DeiT, DINOv2: the patches of each layer's output, without the tokens before them; stage = layer.
+- ConvNeXt: the stage's output. UperNet: what its head is given, whatever the backbone, after the norms between them.
+- timm: what its own list of stages names, see `timm_stages`.
+- ViT, DeiT, BEiT, DINOv2: the patches of each layer's output, without the tokens before them; stage = layer.
 
 Tokens come back as maps by the grid that the patch convolution gave, so images need not be square.
 """
@@ -20,10 +22,14 @@ from potstill.checks import problem
 from potstill.errors import ModelError
 from potstill.knowledge.architectures import Features, stage_modules
 from potstill.knowledge.recorder import Recorder
+from potstill.knowledge.timm_stages import channels_first, patch_convolution, prefix_tokens
 
 
 def tap_features(model: PreTrainedModel, features: Features, recorder: Recorder, stack: ExitStack) -> None:
     """Hook each stage of which features are asked, and the convolution that gives its grid."""
+    if features.given:
+        stack.callback(stage_modules(model)[0].register_forward_pre_hook(given(recorder)).remove)
+        return
     grids: dict[int, tuple[int, int]] = {}
 
     def laid_out(stage: int) -> Callable[..., None]:
@@ -36,18 +42,36 @@ def tap_features(model: PreTrainedModel, features: Features, recorder: Recorder,
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             while isinstance(output, tuple):
                 output = output[0]
-            value = output if output.ndim == 4 else as_map(output[:, features.prefix :], grids[stage])
-            recorder.keep("features", stage, value)
+            prefix = prefix_tokens(model) if features.listed else features.prefix
+            value = output if output.ndim == 4 else as_map(output[:, prefix:], grids[stage])
+            recorder.keep("features", stage, channels_first(model, value) if output.ndim == 4 else value)
 
         return hook
 
     for stage, module in enumerate(stage_modules(model)):
         if stage not in recorder.needs.features:
             continue
-        if features.grid is not None:
-            convolution = model.base_model.get_submodule(features.grid.format(stage))
+        convolution = _patch_convolution(model, features, stage)
+        if convolution is not None:
             stack.callback(convolution.register_forward_hook(laid_out(stage)).remove)
         stack.callback(module.register_forward_hook(after(stage)).remove)
+
+
+def _patch_convolution(model: PreTrainedModel, features: Features, stage: int) -> nn.Module | None:
+    """The convolution whose output has the grid of a stage's tokens; None where there are no tokens."""
+    if features.listed:
+        return patch_convolution(model)
+    return None if features.grid is None else model.base_model.get_submodule(features.grid.format(stage))
+
+
+def given(recorder: Recorder) -> Callable[..., None]:
+    """A hook that keeps the maps that a segmentation head is given, stage by stage."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        for stage, value in enumerate(args[0]):
+            recorder.keep("features", stage, value)
+
+    return hook
 
 
 def as_map(tokens: Float[Tensor, "B N C"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:

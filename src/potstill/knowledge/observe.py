@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from potstill.checks import problem
 from potstill.errors import ModelError
+from potstill.knowledge.architectures import CLASSIFIERS
 from potstill.knowledge.head import head_input, head_of, misfit
 from potstill.knowledge.taps import tapped
 from potstill.knowledge.types import LAYERED, Knowledge, Logits, Needs
@@ -75,7 +76,7 @@ class Observer:
         if self._untried:
             self._try_head(inputs)
         with tapped(self.model, self.needs) as found:
-            logits = self._run(inputs)
+            logits, classifiers = self._run(inputs)
         for kind in LAYERED:
             missing = getattr(self.needs, kind) - found.get(kind, {}).keys()
             if missing:
@@ -92,6 +93,7 @@ class Observer:
             logits=logits,
             mask=mask,
             decoder_mask=decoder_mask(batch) if decodes else None,
+            classifiers=classifiers,
             **found,
         )
 
@@ -104,13 +106,14 @@ class Observer:
             model = type(self.model).__name__
             NOTES.warning("The whole matrix of logits of %s is formed, which takes memory and time: %s.", model, why)
 
-    def _run(self, inputs: Mapping[str, Any]) -> Logits | None:
-        """The forward pass, and its logits if they are asked for."""
+    def _run(self, inputs: Mapping[str, Any]) -> tuple[Logits | None, dict[str, Tensor]]:
+        """The forward pass: its logits if they are asked for, and those of single classifiers."""
         if self._head is not None:
             states = head_input(self.model, self._head, inputs)
-            return self._head.logits(states) if self.needs.logits else None
+            return (self._head.logits(states) if self.needs.logits else None), {}
         output = self.model(**inputs)
-        return output.logits if self.needs.logits else None
+        single = {name: output[CLASSIFIERS[name]] for name in self.needs.classifiers}
+        return (output.logits if self.needs.logits else None), single
 
 
 def token_mask(batch: Mapping[str, Any]) -> Tensor | None:

@@ -23,7 +23,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from potstill.checks import problem
 from potstill.errors import ModelError
-from potstill.knowledge.architectures import architecture, cross_attentions, describe, layer_modules, no_such_layer
+from potstill.knowledge.architectures import (
+    architecture,
+    cross_attentions,
+    describe,
+    encoder_of,
+    layer_modules,
+    no_such_layer,
+)
 from potstill.knowledge.features import tap_features
 from potstill.knowledge.own_attention import tap_own_attention
 from potstill.knowledge.recorder import Recorder
@@ -96,15 +103,15 @@ def check_needs(model: PreTrainedModel, needs: Needs) -> None:
     """Raise `ModelError` if something that is asked for can't be observed in this model as it was loaded."""
     if not any(getattr(needs, kind) for kind in LAYERED):
         return
-    row, name = architecture(model), type(model).__name__
-    if row.layers is None and (needs.hidden or needs.maps or needs.relations):
+    name = type(model).__name__
+    if architecture(encoder_of(model)).layers is None and (needs.hidden or needs.maps or needs.relations):
         asked = [kind for kind in LAYERED if getattr(needs, kind) and kind != "features"]
         given = f"{', '.join(asked)} of {name}"
         way = "Distil its logits or its features"
         raise ModelError(
             problem("A convolutional network has neither hidden states nor attention", given=given, do=way)
         )
-    if needs.features and row.features is None:
+    if needs.features and architecture(model).features is None:
         way = "Distil its hidden states"
         raise ModelError(problem("Only models of images have features", given=f"features of {name}", do=way))
     layers, shape = layer_modules(model), describe(model)
@@ -127,7 +134,7 @@ def below(layer: Layer) -> Layer:
 
 def check_attention_maps(model: PreTrainedModel) -> None:
     """Raise `ModelError` if attention maps can't be observed in this model as it was loaded."""
-    if architecture(model).modules is not None:
+    if architecture(encoder_of(model)).modules is not None:
         return
     for implementation in {config._attn_implementation for config in _configs(model)} - {"eager"}:
         raise ModelError(
@@ -154,7 +161,7 @@ def tapped(model: PreTrainedModel, needs: Needs) -> Iterator[dict[str, dict[Any,
         if needs.hidden:
             _tap_hidden(layers, recorder, stack)
         if needs.maps or needs.relations:
-            row = architecture(model)
+            row = architecture(encoder_of(model))
             if row.modules is not None:
                 tap_own_attention(layers, row.modules, recorder, stack)
             else:

@@ -38,7 +38,8 @@ LAYERED = ("hidden", "attention", "scores", "queries", "keys", "values", "featur
 class Needs:
     """What to observe, layer by layer. Nothing else is collected, and nothing else costs anything.
 
-    `factored` asks for the logits in their factored form, where the model's head has one.
+    `factored` asks for the logits in their factored form, where the model's head has one; `classifiers` for those of
+    single classifiers, where a model has several.
     """
 
     logits: bool = False
@@ -50,6 +51,7 @@ class Needs:
     values: frozenset[Layer] = NO_LAYERS
     features: frozenset[int] = frozenset()
     factored: bool = False
+    classifiers: frozenset[str] = frozenset()
 
     def __or__(self, other: "Needs") -> "Needs":
         """The union of two needs."""
@@ -81,6 +83,7 @@ class Knowledge:
         features[stage]: [B,C,H,W], rows of pixels from top to bottom.
         mask: [B,S], True at tokens that are not padding; the encoder's in encoder-decoders, None for images.
         decoder_mask: [B,S_decoder], True at positions of the decoder that count; None in models with one stack.
+        classifiers[name]: [B,V], the logits of one of several classifiers, whose mean `logits` are (DeiT).
 
     Swin attends within windows: its attention, scores, queries, keys and values have B times the number of windows
     where others have B, row by row of the image, and S is what one window holds.
@@ -96,6 +99,11 @@ class Knowledge:
     mask: Tensor | None = None
     features: Mapping[int, Tensor] = field(default_factory=dict)
     decoder_mask: Tensor | None = None
+    classifiers: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def logits_of(self, classifier: str | None) -> Logits | None:
+        """The logits of one classifier, or those of the whole model for None."""
+        return self.logits if classifier is None else self.classifiers[classifier]
 
     def with_dense_logits(self) -> "Knowledge":
         """The same record with factored logits multiplied out; sparse ones can't be, and stay."""

@@ -6,6 +6,7 @@ Decisions:
 - Nothing is shifted here: a causal task shifts labels and mask together, once, before it calls a loss.
 """
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
@@ -21,17 +22,18 @@ IGNORED = -100
 
 def cross_entropy(
     student: Float[Tensor, "*positions V"],
-    labels: Int[Tensor, "*positions_t"],
+    labels: Int[Tensor, "*positions_t"] | Float[Tensor, "*positions_t V_t"],
     *,
     mask: Mask | None = None,
 ) -> Float[Tensor, "*positions"]:
-    """Negative log-probability of the right class, in nats.
+    """Negative log-probability of the right class, in nats; of rows that were mixed, its mean over their classes.
 
-    cross_entropy = -log softmax(z_S)[label], and 0 where the label is -100
+    cross_entropy = -log softmax(z_S)[label], and 0 where the label is -100;
+    of a distribution over the classes, -sum_c y_c log softmax(z_S)_c
 
     Args:
         student: logits, [*, V].
-        labels: class numbers from 0 to V-1, or -100 for none, [*].
+        labels: class numbers from 0 to V-1, or -100 for none, [*]; or distributions over the classes, [*, V].
         mask: [*], true where a position counts.
 
     Returns:
@@ -45,7 +47,8 @@ def cross_entropy(
 
     Prefer `binary_cross_entropy` where several labels may be right at once, `squared_error` where labels are numbers.
     """
-    if student.ndim == 0 or labels.shape != student.shape[:-1]:
+    mixed = labels.is_floating_point() and labels.shape == student.shape
+    if student.ndim == 0 or not (mixed or labels.shape == student.shape[:-1]):
         raise ShapeError(
             problem(
                 "cross_entropy takes logits [*, V] and one class number a position [*]",
@@ -62,7 +65,10 @@ def cross_entropy(
                 do="Take squared_error for regression, binary_cross_entropy for a single yes or no",
             )
         )
-    valid = position_mask(mask, labels.shape, caller="cross_entropy")
+    valid = position_mask(mask, student.shape[:-1], caller="cross_entropy")
+    if mixed:
+        log_probabilities = torch.log_softmax(at_least_float32(filled(student, valid)), dim=-1)
+        return zeroed(-(labels.to(log_probabilities.dtype) * log_probabilities).sum(-1), valid)
     labels = labels if valid is None else labels.masked_fill(~valid, IGNORED)
     logits = at_least_float32(filled(student, valid))
     values = functional.cross_entropy(

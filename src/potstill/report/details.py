@@ -4,6 +4,7 @@ Decided here: above twenty classes the page shows the twenty that changed most a
 (name, text) pairs, and a pair without text is left out.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -102,6 +103,7 @@ def data_facts(results: Results) -> Facts:
         ("Name", data.get("name")),
         ("Licence", data.get("licence")),
         ("Classes", names),
+        ("Images are read at", formats.pixels(data.get("image_size"))),
         ("Tokens a row", ", ".join(lengths)),
         ("Cut at", f"{formats.whole(data.get('max_length'))} tokens" if data.get("max_length") else ""),
         ("Evaluated on", data.get("evaluated_on")),
@@ -150,6 +152,7 @@ def examples(results: Results) -> list[dict[str, Any]]:
             {
                 "text": str(item["text"]),
                 "pair": str(item.get("text_pair") or ""),
+                "image": _image(item.get("image")),
                 "label": formats.label(item.get("label")),
                 "answers": [
                     (model, title_of(results, model), _gone(item.get(model))) for model in ("teacher", "student")
@@ -160,10 +163,16 @@ def examples(results: Results) -> list[dict[str, Any]]:
         if items:
             number = (given.get("counts") or {}).get(count)
             total = formats.whole(number)
-            lists.append(
-                {"heading": heading, "shown": len(items) if number != len(items) else 0, "of": total, "items": items}
-            )
+            shown = len(items) if number != len(items) else 0
+            pictured = any(item["image"] for item in items)
+            lists.append({"heading": heading, "shown": shown, "of": total, "items": items, "pictured": pictured})
     return lists
+
+
+def _image(address: Any) -> str:
+    """The address of a picture that lies in the results themselves; any other is left out."""
+    text = str(address or "")
+    return text if re.fullmatch(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*", text) else ""
 
 
 def agreement_counts(results: Results) -> Facts:

@@ -87,6 +87,11 @@ def milliseconds(value: Any) -> str:
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}{NBSP}ms"
 
 
+def pixels(size: Any) -> str:
+    """Height and width: ``224 x 224 pixels``; nothing where there are none."""
+    return f"{size[0]} x {size[1]} pixels" if size else ""
+
+
 def per_second(value: Any) -> str:
     """A throughput in rows a second."""
     return f"{value:,.{0 if value >= 100 else 1}f}{NBSP}/s" if is_number(value) else ""

@@ -132,7 +132,7 @@ def _fidelity_rows(models: Sequence[Any], exports: Sequence[Any]) -> list[Row]:
     ]
 
 
-def _cost_rows(costs: Sequence[Mapping[str, Any]]) -> list[Row]:
+def _cost_rows(costs: Sequence[Mapping[str, Any]], unit: str) -> list[Row]:
     def row(label: str, key: str, form: Form, note: str = "") -> Row:
         return Row(label, tuple(Cell(form(cost.get(key))) for cost in costs), note)
 
@@ -153,7 +153,7 @@ def _cost_rows(costs: Sequence[Mapping[str, Any]]) -> list[Row]:
             Row(f"Latency, batch{formats.NBSP}{batch}", tuple(latency(cost, batch) for cost in costs), "p50 a batch")
             for batch in batches
         ),
-        row("Throughput", "throughput_per_s", formats.per_second, "rows a second"),
+        row("Throughput", "throughput_per_s", formats.per_second, f"{unit} a second"),
         row("Peak memory", "peak_memory_bytes", formats.size),
     ]
 
@@ -170,10 +170,11 @@ def main_table(results: Results) -> Table:
     columns += [Column(str(export["title"]), "", export_role(index)) for index, export in enumerate(exports)]
     times = tuple(Cell(formats.duration((model.get("training") or {}).get("seconds"))) for model in models)
     costs = [*(model.get("cost") or {} for model in models), *exports]
+    unit = str((results.get("data") or {}).get("rows") or "rows")
     groups = {
         "Quality": _quality_rows(results, models, exports),
         "Closeness and calibration": _fidelity_rows(models, exports),
-        "Size and speed": _cost_rows(costs),
+        "Size and speed": _cost_rows(costs, unit),
         "Training": [Row("Training time", times + tuple(Cell() for _ in exports), "one seed")],
     }
     kept = {name: _kept(rows) for name, rows in groups.items()}

@@ -27,8 +27,9 @@ from potstill.checks import problem
 from potstill.comparing.axes import override
 from potstill.comparing.benches import Benches
 from potstill.errors import ArgumentError, MappingError, ModelError, PotstillError, RecipeError, TrainingError
-from potstill.evaluation.predict import fastest_device, predict_logits
+from potstill.evaluation.predict import OUTPUTS, fastest_device
 from potstill.knowledge import Needs
+from potstill.labelled import TEST, VALIDATION
 from potstill.metrics import METRICS, primary, score
 from potstill.pipeline import RUNS
 from potstill.preflight import preflight, require_space
@@ -39,7 +40,7 @@ from potstill.school import School
 from potstill.searching.space import Choice, Space, as_data, parse_space
 from potstill.shipping import hardware, versions
 from potstill.training.precision import TrialSizes
-from potstill.workbench import TEST, VALIDATION, Workbench
+from potstill.workbench import Workbench
 
 SCHEMA = 1
 UNFIT = (RecipeError, ModelError, MappingError, ArgumentError, TrainingError)  # of one trial; the search goes on
@@ -250,7 +251,7 @@ class _Search:
         """The primary metric of one student on the validation rows."""
         model = bench.load(student).model
         model.to(fastest_device())  # type: ignore[arg-type]
-        logits = predict_logits(model, bench.rows[VALIDATION], bench.collate)
+        logits = OUTPUTS[bench.task.problem].predict(model, bench.rows[VALIDATION], bench.collate)
         return score(self.metric.key, bench.task.problem, logits, bench.labels(VALIDATION))
 
     def outcome(self, study: Any, trials: int) -> SearchOutcome:
@@ -307,8 +308,8 @@ def without_test(bench: Workbench) -> Workbench:
 
     own = bench.teachers
     teachers = None if own is None else replace(own, rows=kept(own.rows), digest=marked(own.digest))
-    rows, texts = kept(bench.rows), kept(bench.texts)
-    return replace(bench, teachers=teachers, rows=rows, texts=texts, digest=marked(bench.digest))
+    rows, raw = kept(bench.rows), kept(bench.raw)
+    return replace(bench, teachers=teachers, rows=rows, raw=raw, digest=marked(bench.digest))
 
 
 def _short(value: Any) -> str:

@@ -30,7 +30,8 @@ class Widths:
 
     Args:
         layer: module below a layer -> axes of its weight.
-        outside: module outside the layers, below the base model or beside it -> axes of its weight.
+        outside: module outside the layers, below the base model or beside it -> axes of its weight; or a parameter that
+            is no module's weight.
         inner: the module of a layer that reads the feed-forward neurons after the nonlinearity.
         output: the module of a layer that reads all heads, side by side.
         fields: axis -> the field of the config with its size.
@@ -48,8 +49,11 @@ class Widths:
 
     def axes(self, parameter: str, *, in_layer: bool) -> Axes | None:
         """The axes of a parameter, by its name without the path to its layer or base model; None for an unknown one."""
+        table = self.layer if in_layer else self.outside
+        if parameter in table:  # one that is no weight of a module, as the tokens of a ViT
+            return table[parameter]
         module, _, kind = parameter.rpartition(".")
-        found = (self.layer if in_layer else self.outside).get(module)
+        found = table.get(module)
         return found if found is None or kind == "weight" else found[:1]
 
 
@@ -135,6 +139,28 @@ _LLAMA = Widths(
     own_head_size=True,
 )
 
+_VIT = Widths(
+    {
+        **{f"attention.{name}_proj": (HEADS, HIDDEN) for name in "qkv"},
+        "attention.o_proj": (HIDDEN, HEADS),
+        "mlp.fc1": (INNER, HIDDEN),
+        "mlp.fc2": (HIDDEN, INNER),
+        "layernorm_before": NORM,
+        "layernorm_after": NORM,
+    },
+    {
+        "embeddings.cls_token": (WHOLE, WHOLE, HIDDEN),
+        "embeddings.distillation_token": (WHOLE, WHOLE, HIDDEN),
+        "embeddings.position_embeddings": (WHOLE, WHOLE, HIDDEN),
+        "embeddings.patch_embeddings.projection": (HIDDEN, WHOLE, WHOLE, WHOLE),
+        "layernorm": NORM,
+        **dict.fromkeys(("classifier", "cls_classifier", "distillation_classifier"), TABLE),
+    },
+    "mlp.fc2",
+    "attention.o_proj",
+    FIELDS,
+)
+
 WIDTHS: dict[str, Widths] = {
     "bert": _BERT,
     "roberta": _ROBERTA,
@@ -147,6 +173,8 @@ WIDTHS: dict[str, Widths] = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "vit": _VIT,
+    "deit": _VIT,
 }
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from potstill.checks import problem, unknown_name
 from potstill.errors import ModelError
-from potstill.knowledge.architectures import cast, layers_of
+from potstill.knowledge.architectures import cast, encoder_of, layers_of
 from potstill.mappings import selection
 from potstill.students.layers import cut_layers
 
@@ -52,6 +52,10 @@ def build_student(
         )
     if config is not None:
         return _from_config(teacher, config, seed)
+    if encoder_of(teacher) is not teacher:
+        what = f"The layers of {type(teacher).__name__} are its backbone's, and not cut"
+        given = f"a {encoder_of(teacher).config.model_type}"
+        raise ModelError(problem(what, given=given, do="Take a student of a config: student.config, with its depths"))
     total = len(layers_of(teacher))
     return cut_layers(teacher, selection(total if layers is None else layers, total, rule=rule))
 

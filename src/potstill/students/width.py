@@ -67,8 +67,8 @@ def cut_width(
     Args:
         model: the model to cut; left as it was.
         hidden, intermediate, heads: how many channels, feed-forward neurons and heads to keep; None keeps all.
-        batches: what importance is measured on: padded batches of token ids [B,S] with their mask. None measures it on
-            the weights alone.
+        batches: what importance is measured on: padded batches of token ids [B,S] with their mask, or of images, all of
+            whose patches count. None measures it on the weights alone.
 
     Importance, with x the activation of a token that is not padding, and the mean over all of them:
 
@@ -103,6 +103,8 @@ def cut_width(
         config.head_dim = old.head_size  # else the smaller hidden / heads may be taken for it
     if getattr(config, "embedding_size", None) == old.hidden:
         config.embedding_size = new.hidden  # ELECTRA's, where it has none of its own
+    if getattr(config, "pooler_output_size", None) == old.hidden:
+        config.pooler_output_size = new.hidden  # ViT's, where it has none of its own
     with torch.random.fork_rng(devices=[]):  # all that is initialised at random here is overwritten
         student = cast(type(model)(config), model.dtype)
     student.load_state_dict({name: _selected(t, kept, *_place(model, table, name)) for name, t in _state(model)})
@@ -233,12 +235,14 @@ def _weights(model: PreTrainedModel, table: Widths, old: Sizes) -> ByAxis:
 def _activations(model: PreTrainedModel, table: Widths, old: Sizes, batches: Iterable[Mapping[str, Tensor]]) -> ByAxis:
     """The mean size of activations over the tokens of all batches that are not padding."""
     found: ByAxis = {}
-    tokens = 0.0
-    mask = torch.ones(0)
+    tokens, positions = 0.0, 0
+    mask: Tensor | None = None
 
     def add(key: tuple[str, int | None], sizes: Tensor) -> None:
-        assert mask.shape == sizes.shape[:2], "an activation isn't [B,S,*]"
-        values = (sizes.double() * mask[..., None]).sum((0, 1)).cpu()
+        nonlocal positions
+        positions = sizes.shape[:2].numel()
+        assert mask is None or mask.shape == sizes.shape[:2], "an activation isn't [B,S,*]"
+        values = (sizes.double() if mask is None else sizes.double() * mask[..., None]).sum((0, 1)).cpu()
         found[key] = found.get(key, torch.zeros_like(values)) + values
 
     def reads(key: tuple[str, int | None], size: Callable[[Tensor], Tensor]) -> Callable[..., None]:
@@ -261,9 +265,9 @@ def _activations(model: PreTrainedModel, table: Widths, old: Sizes, batches: Ite
         for batch in batches:
             on_device: dict[str, Any] = {name: value.to(model.device) for name, value in batch.items()}
             given = on_device.get("attention_mask")
-            mask = (torch.ones_like(on_device["input_ids"]) if given is None else given).double()
-            tokens += float(mask.sum())
+            mask = None if given is None else given.double()
             model(**inputs_for(model, on_device))
+            tokens += positions if mask is None else float(mask.sum())
     model.train(was_training)
     if not tokens:
         raise ModelError(problem("Importance is measured on batches", given="none", do="Give some, or batches=None"))

@@ -1,7 +1,7 @@
 """What every task provides: the loading of its models, batches, and the meaning of labels and outputs."""
 
+import copy
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,14 +14,14 @@ import torch
 import transformers
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from potstill.augment.image import Augmentation
 from potstill.checks import problem
 from potstill.errors import ModelError
 from potstill.objective import Defaults
 
 Batch = dict[str, Tensor]
-ROWS_OF_A_PROCESS = 5000  # fewer aren't worth starting one
 Rows: TypeAlias = Dataset
 """Encoded rows: what `Task.encode` gives, with random access."""
 
@@ -34,12 +34,46 @@ class LoadedModel:
     new_parameters: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Words:
+    """How a report speaks of rows, and of what is done to them."""
+
+    row: str  # one of them
+    rows: str  # many of them, where they are counted by the second
+    files: str  # what a server needs
+    batched: str  # what a call that is timed begins with
+    sized: str  # at what size multiply-adds are counted
+    long: str  # at what size memory is measured
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The size of a batch that stands for many: the shape of each input, and what a reader is told of it."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    text: str
+
+
+class Reader(Protocol):
+    """What turns rows into a model's inputs, and is saved beside it: a tokenizer of texts, an `ImageReader` of images.
+
+    Only the task that loaded it looks inside.
+    """
+
+    def save_pretrained(self, save_directory: Any, /) -> Any:
+        """Write it into a model's folder."""
+
+
 class Task(Protocol):
-    """The one form of a task. What the pipeline, the trainer and the evaluation ask of it stands here."""
+    """The one form of a task. What the pipeline, the trainer and the evaluation ask of it stands here.
+
+    How rows are read is one half of it, shared by all tasks over texts (`ReadsTokens`) or over images (`ReadsImages`);
+    what labels and outputs mean is the other.
+    """
 
     @property
     def problem(self) -> str:
-        """What the labels are: single_label, multi_label or regression."""
+        """What the labels are: single_label, multi_label or regression. Metrics and predictions go by it."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -49,16 +83,83 @@ class Task(Protocol):
     def of_tokens(self) -> bool:
         """Whether there is an output for every token, over the vocabulary, and not one for the whole row."""
 
-    def load(self, path: str | Path, *, attention: str | None = None, trust_remote_code: bool = False) -> LoadedModel:
-        """Load a model of this task in float32, with this task's number and names of classes."""
+    @property
+    def words(self) -> Words:
+        """How a report speaks of its rows."""
 
-    def encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Dataset:
-        """Rows as token ids; keeps ``labels``, adds ``length``."""
+    @property
+    def auto_class(self) -> Any:
+        """The class of transformers that loads models of this task."""
 
-    def collator(
-        self, tokenizer: PreTrainedTokenizerBase, teachers: PreTrainedTokenizerBase | None = None
-    ) -> Callable[[Sequence[Mapping[str, Any]]], Batch]:
-        """A function that pads encoded rows to a batch; with the teachers' tokenizer, the columns ``teacher_*`` too."""
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of encoded rows that a model's input is made of."""
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """How training rows are changed before a model sees them; None: not at all."""
+
+    @property
+    def reader_columns(self) -> tuple[str, ...]:
+        """Those of them that a reader made when rows were encoded, so that another reader makes other ones."""
+
+    def load(
+        self,
+        path: str | Path | PreTrainedConfig,
+        *,
+        attention: str | None = None,
+        trust_remote_code: bool = False,
+        reader: Any = None,
+    ) -> LoadedModel:
+        """Load a model of this task in float32, with this task's number and names of classes, set up for a reader.
+
+        A config in place of a path gives a model with random weights.
+        """
+
+    def load_reader(self, path: str | Path, *, trust_remote_code: bool = False, size: Any = None) -> Any:
+        """The reader that lies beside a model; `size` is that of images, where a recipe asks for another."""
+
+    def same(self, reader: Any, other: Any) -> bool:
+        """Whether two readers read every row alike."""
+
+    def require_same(self, reader: Any, other: Any, whose: str, kind: str) -> None:
+        """Raise `ModelError` where `reader` reads rows otherwise than `other`, the one that they are read with.
+
+        `whose` and `kind` say in the message whose reader it is, and whose the other.
+        """
+
+    def shown(self, rows: Dataset) -> list[Any]:
+        """What stands for each row in a report: its text, its two texts, or the name of its image."""
+
+    def pictured(self, row: Mapping[str, Any]) -> str | None:
+        """A small picture of a row for a report, as a ``data:`` address; None where rows show none."""
+
+    def limit(self, reader: Any, asked: int, model: PreTrainedModel | None = None) -> int | None:
+        """To how many tokens rows are cut, where `asked` are wanted, for a model if it is given; None: nothing is."""
+
+    def encode(self, rows: Dataset, reader: Any, *, max_length: int) -> Dataset:
+        """Rows as the collator takes them, one for one; keeps ``labels``, adds ``length``, the work that a row is."""
+
+    def sample(self, reader: Any, rows: Rows, count: int, *, long: bool = False) -> Sample:
+        """A batch of `count` rows of the mean size of `rows`; with `long`, of one that few rows exceed."""
+
+    def made_up(self, reader: Any, model: PreTrainedModel) -> list[Batch]:
+        """Batches of made-up rows of several sizes, that a model can be tried on; always the same."""
+
+    def digest(self, reader: Any) -> str:
+        """What decides a model's input beside the encoded rows; empty where they hold all of it."""
+
+    def collator(self, reader: Any, teachers: Any = None) -> Callable[[Sequence[Mapping[str, Any]]], Batch]:
+        """A function that makes a batch of encoded rows; with the teachers' reader, the columns ``teacher_*`` too."""
+
+    def check_rows(self, name: str, model: PreTrainedModel, reader: Any, rows: Mapping[str, Rows]) -> None:
+        """Raise `ModelError` where a model can't take what the rows become; `name` is what it is called."""
+
+    def unaligned(self, rows: Rows, reader: Any, teachers: Any) -> str | None:
+        """The first row whose positions mean something else to the teachers, in words; None where all are the same."""
+
+    def two_readers(self, reader: Any, teachers: Any, terms: Sequence[str]) -> str:
+        """What to say where the teachers have a reader of their own, and these terms compare position by position."""
 
     def targets(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         """The labels of a batch, with harmless values where a row has none."""
@@ -66,7 +167,8 @@ class Task(Protocol):
     def masks(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``labels``, ``outputs`` and ``tokens``: the positions that each kind of term is a mean over.
 
-        Where outputs are of tokens, also ``rows``, for terms that compare whole rows.
+        Where outputs are more than one a row, also ``rows``, for terms that compare whole rows. Images have no
+        ``tokens``: nothing in them is padding, and each counts as the mean of its places.
         """
 
     def defaults(self) -> Defaults:
@@ -105,17 +207,27 @@ def bars_on_a_terminal() -> Iterator[None]:
 
 
 def load_pretrained(
-    auto_class: Any, path: str | Path, *, attention: str | None, trust_remote_code: bool, **config: Any
+    auto_class: Any,
+    path: str | Path | PreTrainedConfig,
+    *,
+    attention: str | None,
+    trust_remote_code: bool,
+    **config: Any,
 ) -> LoadedModel:
-    """`auto_class.from_pretrained` in float32 and eval mode, with errors in the house's form."""
+    """`auto_class.from_pretrained` in float32 and eval mode, with errors in the house's form.
+
+    A config in place of a path gives a model with random weights, none of which count as new.
+    """
     if attention is not None:
         config["attn_implementation"] = attention
+    if isinstance(path, PreTrainedConfig):
+        return LoadedModel(_random(auto_class, path, trust_remote_code, config), ())
     try:
         with quiet_transformers():
             model, info = auto_class.from_pretrained(
                 path, dtype=torch.float32, output_loading_info=True, trust_remote_code=trust_remote_code, **config
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ModelError(
             problem(
                 f"The model '{path}' can't be loaded",
@@ -128,29 +240,33 @@ def load_pretrained(
     return LoadedModel(model.eval(), tuple(sorted({*info["missing_keys"], *mismatched})))
 
 
-def processes(tokenizer: PreTrainedTokenizerBase, rows: int) -> int | None:
-    """In how many processes to encode; None for this one alone, as a fast tokenizer has threads of its own."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    several = min(cores, rows // ROWS_OF_A_PROCESS)
-    return None if tokenizer.is_fast or several < 2 else several
-
-
-def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, with a padding token (the end-of-text token where it has none of its own)."""
+def _random(
+    auto_class: Any, config: PreTrainedConfig, trust_remote_code: bool, changes: Mapping[str, Any]
+) -> PreTrainedModel:
+    """A model of a config with random weights, by the state of PyTorch's generator."""
+    made, built_with = copy.deepcopy(config), dict(changes)
+    attention = built_with.pop("attn_implementation", None)
+    built_with.pop("ignore_mismatched_sizes", None)
+    for name, value in built_with.items():
+        setattr(made, name, value)
+    fitting = auto_class._model_mapping.get(type(made), None)
+    if made.architectures is None and isinstance(fitting, tuple):  # DeiT's: else transformers fails to choose
+        made.architectures = [fitting[0].__name__]
     try:
         with quiet_transformers():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                path, trust_remote_code=trust_remote_code
+            model: PreTrainedModel = auto_class.from_config(
+                made,
+                dtype=torch.float32,
+                trust_remote_code=trust_remote_code,
+                **({} if attention is None else {"attn_implementation": attention}),
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, ImportError) as error:
         raise ModelError(
             problem(
-                f"No tokenizer can be loaded from '{path}'",
+                f"No model of this task can be built from this {made.model_type} config",
                 given=str(error).strip().splitlines()[0],
-                do="Put the tokenizer's files into the model's folder, as save_pretrained writes them; for a hub id, "
-                "check the name and the network, or give the folder of a model that was downloaded before",
+                do="Change what it says, or take a model type that transformers has for this task",
             )
         ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    model.eval()  # type: ignore[no-untyped-call]
+    return model

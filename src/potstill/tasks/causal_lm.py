@@ -23,7 +23,7 @@ from typing import Any, get_args
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.checks import problem, unknown_name
 from potstill.errors import ArgumentError, ModelError
@@ -31,6 +31,7 @@ from potstill.knowledge import inputs_for
 from potstill.objective import Defaults
 from potstill.tasks.base import Batch, LoadedModel, bars_on_a_terminal, load_pretrained
 from potstill.tasks.packing import Packing, pack
+from potstill.tasks.tokens import ReadsTokens
 
 IGNORED = -100
 ROW = "row"  # the number of a row in the data set, for a memory
@@ -49,7 +50,7 @@ DEFAULTS = Defaults(
 
 
 @dataclass(frozen=True)
-class CausalLM:
+class CausalLM(ReadsTokens):
     """Args:
     packing: ``documents``: rows are filled with whole documents as far as they fit, and no token attends to another
         document; ``blocks``: documents are strung together and cut into rows of one length, and attend to what stands
@@ -73,11 +74,18 @@ class CausalLM:
         if self.packing not in get_args(Packing):
             raise ArgumentError(unknown_name("packing", self.packing, get_args(Packing)))
 
-    def load(self, path: str | Path, *, attention: str | None = None, trust_remote_code: bool = False) -> LoadedModel:
+    def load(
+        self,
+        path: str | Path | PreTrainedConfig,
+        *,
+        attention: str | None = None,
+        trust_remote_code: bool = False,
+        reader: Any = None,
+    ) -> LoadedModel:
         """Load a language model in float32."""
         return load_pretrained(self.auto_class, path, attention=attention, trust_remote_code=trust_remote_code)
 
-    def encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Dataset:
+    def encode(self, rows: Dataset, reader: PreTrainedTokenizerBase, *, max_length: int) -> Dataset:
         """The column ``text`` as rows of at most `max_length` tokens, the end-of-text token after each document.
 
         Gives ``input_ids`` and ``length``; and ``position_ids`` where documents are packed and kept apart.
@@ -88,7 +96,7 @@ class CausalLM:
         Raises:
             ModelError: the tokenizer has no end-of-text token.
         """
-        end = tokenizer.eos_token_id
+        end = reader.eos_token_id
         if end is None:
             raise ModelError(
                 problem(
@@ -99,7 +107,7 @@ class CausalLM:
             )
 
         def tokens(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-            found = tokenizer(batch["text"], truncation=False, return_attention_mask=False, verbose=False)["input_ids"]
+            found = reader(batch["text"], truncation=False, return_attention_mask=False, verbose=False)["input_ids"]
             documents = [ids if ids and ids[-1] == end else [*ids, end] for ids in found]
             return pack([ids for ids in documents if len(ids) > 1], max_length, self.packing)
 
@@ -107,7 +115,7 @@ class CausalLM:
             return rows.map(tokens, batched=True, remove_columns=rows.column_names, desc="encoding")
 
     def collator(
-        self, tokenizer: PreTrainedTokenizerBase, teachers: PreTrainedTokenizerBase | None = None
+        self, reader: PreTrainedTokenizerBase, teachers: PreTrainedTokenizerBase | None = None
     ) -> Callable[[Sequence[Mapping[str, Any]]], Batch]:
         """Pads to the longest row of the batch, always on the right, and shifts the labels.
 
@@ -122,7 +130,7 @@ class CausalLM:
                     do="Use a student with the teacher's tokenizer",
                 )
             )
-        return CausalCollator(0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id))
+        return CausalCollator(0 if reader.pad_token_id is None else int(reader.pad_token_id))
 
     def targets(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         """The token after each position, [B,S]; -100 where its document ends."""

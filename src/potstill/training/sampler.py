@@ -4,6 +4,7 @@ Several ranks share each batch, so that they train on what one process would tra
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -21,13 +22,24 @@ class LengthGroupedSampler(Sampler[int]):
         lengths: tokens of each row; None gives a plain shuffle.
         batch_size: rows of a batch (of all processes together).
         seed: with the epoch, decides the order.
+        rows: how many there are, where their lengths aren't known.
+        number_epochs: give row r of epoch e as e * rows + r, so that whoever reads it knows the epoch.
     """
 
-    def __init__(self, lengths: Sequence[int] | None, batch_size: int, seed: int, *, rows: int | None = None) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int] | None,
+        batch_size: int,
+        seed: int,
+        *,
+        rows: int | None = None,
+        number_epochs: bool = False,
+    ) -> None:
         self.lengths = None if lengths is None else np.asarray(lengths)
         self.rows = len(lengths) if lengths is not None else int(rows or 0)
         self.batch_size = batch_size
         self.seed = seed
+        self.number_epochs = number_epochs
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -38,10 +50,14 @@ class LengthGroupedSampler(Sampler[int]):
         return self.rows
 
     def __iter__(self) -> Iterator[int]:
+        first = self.epoch * self.rows if self.number_epochs else 0
+        return iter((self._order() + first).tolist())
+
+    def _order(self) -> np.ndarray[Any, Any]:
         random = np.random.default_rng([self.seed, self.epoch])
         order = random.permutation(self.rows)
         if self.lengths is None:
-            return iter(order.tolist())
+            return order
         whole = self.rows - self.rows % self.batch_size
         pool = BATCHES_IN_A_POOL * self.batch_size
         batches: list[np.ndarray] = []
@@ -50,7 +66,7 @@ class LengthGroupedSampler(Sampler[int]):
             rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
             batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         shuffled = [batches[i] for i in random.permutation(len(batches))]
-        return iter(np.concatenate([*shuffled, order[whole:]]).tolist())
+        return np.concatenate([*shuffled, order[whole:]])
 
 
 class SharedBatches(Sampler[list[int]]):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from potstill import ranks
 from potstill.objective import Objective
@@ -59,7 +59,7 @@ class Lesson:
     """Who learns what from whom: the same for teacher, baseline and student."""
 
     task: Task
-    tokenizer: PreTrainedTokenizerBase
+    reader: Any  # of the rows
     rows: Rows
     objective: Objective
     teacher: Teacher | Mapping[str, Teacher] | None = None
@@ -69,7 +69,7 @@ class Lesson:
     peers: Sequence[PreTrainedModel] = ()
     combination: Combination | None = None
     freeze: Sequence[int | str] = ()
-    teacher_tokenizer: PreTrainedTokenizerBase | None = None  # where the teachers have another than the student
+    teacher_reader: Any = None  # where the teachers have another than the student
     teacher_precision: str | None = None  # float32, bfloat16 or int8; None: bfloat16 where the student trains in it
 
     def teacher_dtype(self, precision: Precision) -> torch.dtype | None:
@@ -114,12 +114,12 @@ def train(
         members[0],
         lesson.objective,
         lesson.task,
-        lesson.tokenizer,
+        lesson.reader,
         lesson.rows,
         teacher=lesson.teacher,
         peers=members[1:],
         combination=lesson.combination,
-        teacher_tokenizer=lesson.teacher_tokenizer,
+        teacher_reader=lesson.teacher_reader,
         args=training_arguments(settings, lesson, folder, bfloat16=precision.bfloat16, seed=seed),
         teacher_dtype=lesson.teacher_dtype(precision),
         evaluator=lesson.evaluator,

@@ -24,11 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from potstill import ranks
+from potstill.augment.image import VIEW
 from potstill.cache import CachedCollator, CachedTeacher
 from potstill.checks import problem
 from potstill.errors import TrainingError
@@ -44,6 +45,7 @@ from potstill.training.masks import masks_without_waiting
 from potstill.training.parallel import parallel_arguments
 from potstill.training.sampler import LengthGroupedSampler, SharedBatches
 from potstill.training.sharding import all_finite, root_gathered, shard
+from potstill.training.views import FreshViews
 
 RANK_SEEDS = 1_000_003
 Evaluator = Callable[[PreTrainedModel], Mapping[str, float]]
@@ -56,7 +58,7 @@ class DistillationTrainer(Trainer):
         student: the model to train; trained in place, and a plain model all along.
         objective: the terms.
         task: the task of both models.
-        tokenizer: pads the batches.
+        reader: what makes batches of the rows: a tokenizer, or an `ImageReader`.
         train_dataset: rows as `task.encode` gives them.
         teacher: the model to learn from, or several by name; None where only labels teach. A `CachedTeacher` takes the
             place of any: it is looked up by what the rows hold.
@@ -64,7 +66,7 @@ class DistillationTrainer(Trainer):
         teacher_dtype: the precision that the teachers run in.
         peers: further students that learn along (mutual learning), trained in place too.
         combination: how several teachers are combined.
-        teacher_tokenizer: pads the columns ``teacher_*``, where the teachers have another tokenizer than the student.
+        teacher_reader: makes the columns ``teacher_*``, where the teachers have another reader than the student.
         evaluator: called with the student at each evaluation; gives metrics by name. None evaluates nothing.
         patience: stop after so many evaluations without a better `args.metric_for_best_model`.
         group_by_length: put rows of like length into one batch.
@@ -82,7 +84,7 @@ class DistillationTrainer(Trainer):
         student: PreTrainedModel,
         objective: Objective,
         task: Task,
-        tokenizer: PreTrainedTokenizerBase,
+        reader: Any,
         train_dataset: Rows,
         *,
         teacher: Teacher | Mapping[str, Teacher] | None = None,
@@ -90,7 +92,7 @@ class DistillationTrainer(Trainer):
         teacher_dtype: torch.dtype | None = None,
         peers: Sequence[PreTrainedModel] = (),
         combination: Combination | None = None,
-        teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+        teacher_reader: Any = None,
         evaluator: Evaluator | None = None,
         patience: int | None = None,
         group_by_length: bool = True,
@@ -113,18 +115,18 @@ class DistillationTrainer(Trainer):
             peers=peers,
             combination=combination,
             rows=len(train_dataset),
-            own_columns=teacher_tokenizer is not None,
+            own_columns=teacher_reader is not None,
         )
         if task.of_tokens:
-            require_known(tokenizer, self.distiller.vocabulary)
-        if teacher_tokenizer is not None:
-            require_aligned(self.distiller.objective, train_dataset, tokenizer, teacher_tokenizer)
+            require_known(reader, self.distiller.vocabulary)
+        if teacher_reader is not None:
+            require_aligned(self.distiller.objective, task, train_dataset, reader, teacher_reader)
         lookups = [
             one.lookup(name, train_dataset, self.distiller.asked[name], self.distiller.prefix)
             for name, one in by_name(teacher).items()
             if isinstance(one, CachedTeacher) and name in self.distiller.asked
         ]
-        collate = task.collator(tokenizer, teacher_tokenizer)
+        collate = task.collator(reader, teacher_reader)
         if lookups:
             collate = CachedCollator(collate, lookups, ROW)
         if self.distiller.objective.needs_rows or lookups:
@@ -137,6 +139,8 @@ class DistillationTrainer(Trainer):
         self._shares: list[tuple[int, Tensor]] = []  # step, each term's share
         if arguments.world_size > 1:
             arguments = parallel_arguments(arguments, self.distiller, train_dataset, collate)
+        if task.augmentation is not None and VIEW not in train_dataset.column_names:
+            train_dataset = FreshViews(train_dataset, arguments.seed)
         super().__init__(
             model=self.distiller,
             args=arguments,
@@ -219,7 +223,8 @@ class DistillationTrainer(Trainer):
         known = self.group_by_length and "length" in rows.column_names
         lengths = list(rows["length"]) if known else None
         together = self._train_batch_size * self.args.world_size
-        return LengthGroupedSampler(lengths, together, self.args.seed, rows=len(rows))
+        fresh = isinstance(rows, FreshViews)
+        return LengthGroupedSampler(lengths, together, self.args.seed, rows=len(rows), number_epochs=fresh)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The batches; of several ranks, each gets its part. accelerate would give whole batches to ranks in turn."""

@@ -1,0 +1,1 @@
+"""What changes training rows before a model sees them; the same for every model that learns together."""

@@ -1,0 +1,59 @@
+"""What a recipe over a folder of images says and refuses before anything is trained."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny_images import tiny_image_model, tiny_pictures
+from tiny_runs import Told
+
+from potstill.errors import DataError
+from potstill.recipe import load_recipe
+from potstill.workbench import Workbench, prepare_workbench
+
+
+def folder_of_classes(folder: Path, rows: int = 12) -> Path:
+    """A folder a class, in one split; the first picture grey."""
+    for number, (picture, label) in enumerate(zip(*tiny_pictures(rows), strict=True)):
+        place = folder / ("dark", "light")[label]
+        place.mkdir(parents=True, exist_ok=True)
+        (picture if number else picture.convert("L")).save(place / f"{number}.png")
+    return folder
+
+
+def bench_of(folder: Path, told: Told) -> Workbench:
+    recipe = {
+        "task": "image_classification",
+        "data": {"name": str(folder), "validation": 0.25, "test": 0.25},
+        "teacher": {"model": tiny_image_model(folder.with_name("model")), "train": {"steps": 1}},
+        "student": {"layers": 1},
+        "distill": [{"terms": [{"knowledge": "logits"}]}],
+    }
+    return prepare_workbench(load_recipe(recipe), told.say)
+
+
+def test_a_folder_becomes_rows_and_what_is_decided_is_said(tmp_path: Path) -> None:
+    folder = folder_of_classes(tmp_path / "data")
+    Image.open(folder / "light" / "1.png").save(folder / "light" / "copy.bmp")  # the same pixels in another format
+    told = Told()
+    bench = bench_of(folder, told)
+    assert bench.task.names == ("dark", "light") and sum(map(len, bench.rows.values())) == 13
+    assert "train: 1 of the 13 images are converted to RGB: 1 grey (mode L), first dark/0.png" in told.text
+    assert "equal images stay together" in told.text
+    homes = {Path(one["path"]).name: split for split, rows in bench.rows.items() for one in rows["image"]}
+    assert homes["1.png"] == homes["copy.bmp"]
+
+
+def test_an_image_in_two_splits_is_said(tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        folder_of_classes(tmp_path / "data" / split)
+    told = Told()
+    bench_of(tmp_path / "data", told)
+    assert "12 of the 12 rows of test have an image that stands in train too" in told.text
+
+
+def test_broken_files_stop_a_run_before_it_trains(tmp_path: Path) -> None:
+    folder = folder_of_classes(tmp_path / "data")
+    (folder / "light" / "3.png").write_bytes(b"no")
+    with pytest.raises(DataError, match=r"1 of the 12 images of train can't be used. Got: light/3.png \(no image"):
+        bench_of(folder, Told())
