@@ -117,6 +117,11 @@ class FurtherTeacherSection(Section):
     seed: int = 1
     weight: Annotated[float, Gt(0)] = 1.0
 
+    @property
+    def called(self) -> str:
+        """What the teacher is, in a few words."""
+        return self.model
+
 
 class TeacherSection(Section):
     """The model to learn from; trained here where `train` is given, else taken as it is.
