@@ -280,6 +280,7 @@ class TermSection(BaseModel):
     share: bool = False
     embeddings: bool | None = None
     pool: str | None = None
+    stage_weights: list[float] | None = None
     teacher: str | None = None
     shift: bool = False
     classifier: Literal["class", "distillation"] | None = None
