@@ -11,6 +11,7 @@ from datasets import Sequence as SequenceFeature
 from potstill.augment.image import VIEW
 from potstill.checks import problem
 from potstill.data.columns import Columns, TextColumns, normalised_text
+from potstill.data.images import PIXELS, ImageColumns
 from potstill.errors import DataError
 
 IGNORED = -100
@@ -90,15 +91,31 @@ def unlabelled_rows(
     keys = _keys(list(texts.values()))
     kept = [number for number, key in enumerate(keys) if key[0] and key not in evaluated]
     feature = like.features["labels"]
-    empty: Any = IGNORED
-    if isinstance(feature, List | SequenceFeature):
-        empty = [float("nan")] * len(like[0]["labels"])
-    elif isinstance(feature, Value) and "float" in feature.dtype:
-        empty = float("nan")
+    empty = _no_label(feature, like)
     features = Features({**{name: Value("string") for name in texts}, "labels": feature})
     columns_kept = {name: [values[number] for number in kept] for name, values in texts.items()}
     made = Dataset.from_dict({**columns_kept, "labels": [empty] * len(kept)}, features=features)
     return made, len(rows) - len(made)
+
+
+def unlabelled_images(
+    dataset: DatasetDict, columns: ImageColumns, like: Dataset, held_out: Sequence[Dataset]
+) -> tuple[Dataset, int]:
+    """As `unlabelled_rows`, of images: none whose pixels are evaluated. `dataset` has the column ``pixels``."""
+    rows = concatenate_datasets([columns.standard(part, []) for part in dataset.values()])
+    evaluated = {key for part in held_out for key in part[PIXELS]}
+    kept = rows.select([number for number, key in enumerate(rows[PIXELS]) if key not in evaluated])
+    feature = like.features["labels"]
+    features = Features({"labels": feature})
+    labels = Dataset.from_dict({"labels": [_no_label(feature, like)] * len(kept)}, features=features)
+    return concatenate_datasets([kept, labels], axis=1), len(rows) - len(kept)
+
+
+def _no_label(feature: Any, like: Dataset) -> Any:
+    """What says in a column of labels that there is none."""
+    if isinstance(feature, List | SequenceFeature):
+        return [float("nan")] * len(like[0]["labels"])
+    return float("nan") if isinstance(feature, Value) and "float" in feature.dtype else IGNORED
 
 
 def _keys(texts: Sequence[Sequence[str | None]]) -> list[tuple[str, ...]]:
