@@ -72,6 +72,6 @@ def test_images_without_labels_teach_unless_they_are_evaluated(tmp_path: Path) -
     bench = bench_of(tmp_path / "data", told, unlabelled={"name": str(more)})
     assert len(bench.rows["unlabelled"]) == 4 and len(bench.transfer) == 10
     assert bench.rows["unlabelled"]["labels"][:] == [-100] * 4
-    assert "1 unlabelled rows are left out: their image is in validation or test" in told.text
+    assert "1 unlabelled rows are left out: they show nothing, or what is in validation or test" in told.text
     batch = bench.collate([bench.transfer[0], bench.transfer[9]])
     assert bench.task.masks(batch)["labels"].tolist() == [True, False]

@@ -71,7 +71,7 @@ def test_unlabelled_columns_are_called_as_the_labelled(recipe: dict[str, Any], t
     told = Told()
     bench = bench_of(made, told)
     assert bench.raw["unlabelled"]["text"][:] == ["the film"]
-    assert "4 unlabelled rows are left out: their text is empty, or in validation or test" in told.text
+    assert "4 unlabelled rows are left out: they show nothing, or what is in validation or test" in told.text
     assert len(bench.transfer) == len(bench.rows["train"]) + 1
     assert bench.rows["unlabelled"]["labels"][:] == [-100]
 

@@ -18,7 +18,7 @@ from potstill.data.columns import Columns
 from potstill.data.images import guess_image_columns
 from potstill.data.rows import in_order, routed, standard_columns, unlabelled_images, unlabelled_rows, with_labels
 from potstill.errors import DataError, ModelError, RecipeError
-from potstill.recipe import OF_TEXTS, Recipe
+from potstill.recipe import Recipe
 from potstill.sections import SourceSection
 from potstill.tasks import ImageClassification, Task, TextClassification
 from potstill.tasks.base import bars_on_a_terminal, quiet_transformers
@@ -98,26 +98,19 @@ def classified(kind: type[Classified], recipe: Recipe, teacher: str, say: Say) -
 
 
 def unlabelled(recipe: Recipe, section: SourceSection, raw: Mapping[str, Any], say: Say) -> Any:
-    """Rows without labels, less those whose text or image is in an evaluated split. Columns are named as in the
-    labelled."""
+    """Rows without labels, less those that show what is in an evaluated split. Columns are named as in the labelled."""
     found, notes = load.load_with_notes(source_of(section))
     there = next(iter(found.values())).column_names
     named = {role: name for role, name in recipe.data.columns if role != "label" and name in there}
-    held_out = [raw[split] for split in (VALIDATION, TEST) if split in raw]
-    if recipe.task in OF_TEXTS:
-        columns, guessed = prepare.guess_columns(found, named, labelled=False)
-        rows, dropped = unlabelled_rows(found, columns, raw[TRAIN], held_out)
-        why = "their text is empty, or in validation or test"
-    else:
-        of_images, guessed = guess_image_columns(found, named, labelled=False)
-        found, seen = of_images.looked_at(found)
-        guessed += seen
-        rows, dropped = unlabelled_images(found, of_images, raw[TRAIN], held_out)
-        why = "their image is in validation or test"
-    for note in [*notes, *guessed]:
+    guess, transfer = TRANSFER[recipe.task]
+    columns, guessed = guess(found, named, labelled=False)
+    notes += guessed
+    for note in notes:
         say(f"unlabelled rows: {note}")
+    held_out = [raw[split] for split in (VALIDATION, TEST) if split in raw]
+    rows, dropped = transfer(found, columns, raw[TRAIN], held_out)
     if dropped:
-        say(f"{dropped} unlabelled rows are left out: {why}")
+        say(f"{dropped} unlabelled rows are left out: they show nothing, or what is in validation or test")
     return rows
 
 
@@ -174,6 +167,12 @@ GUESSES: dict[type[Classified], Guess] = {
     ImageClassification: guess_image_columns,
 }
 """A classification -> what finds its columns."""
+
+TRANSFER: dict[str, tuple[Guess, Callable[..., tuple[Any, int]]]] = {
+    "text_classification": (prepare.guess_columns, unlabelled_rows),
+    "image_classification": (guess_image_columns, unlabelled_images),
+}
+"""The `task` of a recipe -> what finds the columns of rows without labels, and what makes them rows to learn from."""
 
 LABELLED: dict[str, Labelled] = {
     "text_classification": partial(classified, TextClassification),

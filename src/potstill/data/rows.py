@@ -11,7 +11,7 @@ from datasets import Sequence as SequenceFeature
 from potstill.augment.image import VIEW
 from potstill.checks import problem
 from potstill.data.columns import Columns, TextColumns, normalised_text
-from potstill.data.images import PIXELS, ImageColumns
+from potstill.data.images import ImageColumns
 from potstill.errors import DataError
 
 IGNORED = -100
@@ -90,32 +90,33 @@ def unlabelled_rows(
     evaluated = {key for part in held_out for key in _keys([part[name] for name in wanted.values()])}
     keys = _keys(list(texts.values()))
     kept = [number for number, key in enumerate(keys) if key[0] and key not in evaluated]
-    feature = like.features["labels"]
-    empty = _no_label(feature, like)
-    features = Features({**{name: Value("string") for name in texts}, "labels": feature})
     columns_kept = {name: [values[number] for number in kept] for name, values in texts.items()}
-    made = Dataset.from_dict({**columns_kept, "labels": [empty] * len(kept)}, features=features)
-    return made, len(rows) - len(made)
+    made = Dataset.from_dict(columns_kept, features=Features({name: Value("string") for name in texts}))
+    return without_labels(made, like), len(rows) - len(made)
 
 
 def unlabelled_images(
     dataset: DatasetDict, columns: ImageColumns, like: Dataset, held_out: Sequence[Dataset]
 ) -> tuple[Dataset, int]:
-    """As `unlabelled_rows`, of images: none whose pixels are evaluated. `dataset` has the column ``pixels``."""
-    rows = concatenate_datasets([columns.standard(part, []) for part in dataset.values()])
-    evaluated = {key for part in held_out for key in part[PIXELS]}
-    kept = rows.select([number for number, key in enumerate(rows[PIXELS]) if key not in evaluated])
+    """As `unlabelled_rows`, of images: all splits as one, without the images of evaluated splits, told by their
+    pixels."""
+    seen, _ = columns.looked_at(dataset)
+    rows = concatenate_datasets([columns.standard(part, []) for part in seen.values()])
+    own = ImageColumns("image")
+    evaluated = {key for part in held_out for key in own.keys(part)}
+    kept = [number for number, key in enumerate(own.keys(rows)) if key not in evaluated]
+    return without_labels(rows.select(kept), like), len(rows) - len(kept)
+
+
+def without_labels(rows: Dataset, like: Dataset) -> Dataset:
+    """Rows with a column ``labels``, in the form that it has in `like`, which says that there are none."""
     feature = like.features["labels"]
-    features = Features({"labels": feature})
-    labels = Dataset.from_dict({"labels": [_no_label(feature, like)] * len(kept)}, features=features)
-    return concatenate_datasets([kept, labels], axis=1), len(rows) - len(kept)
-
-
-def _no_label(feature: Any, like: Dataset) -> Any:
-    """What says in a column of labels that there is none."""
+    empty: Any = IGNORED
     if isinstance(feature, List | SequenceFeature):
-        return [float("nan")] * len(like[0]["labels"])
-    return float("nan") if isinstance(feature, Value) and "float" in feature.dtype else IGNORED
+        empty = [float("nan")] * len(like[0]["labels"])
+    elif isinstance(feature, Value) and "float" in feature.dtype:
+        empty = float("nan")
+    return rows.add_column("labels", [empty] * len(rows), feature=feature)
 
 
 def _keys(texts: Sequence[Sequence[str | None]]) -> list[tuple[str, ...]]:
