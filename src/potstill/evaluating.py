@@ -38,10 +38,10 @@ def evaluate_folder(
     if split not in found:
         raise DataError(problem(f"The data has no split '{split}'", given=", ".join(found), do="Name one with --split"))
     guessed, said = GUESSES[type(task)](found, dict(columns))
-    for note in [*notes, *said]:
+    one, seen = guessed.looked_at(type(found)({split: found[split]}))
+    for note in [*notes, *said, *seen]:
         progress.say(note)
     labels = prepare.Labels(task.problem, task.names)  # type: ignore[arg-type]
-    one = type(found)({split: found[split]})
     rows = with_labels(standard_columns(prepare.encode_labels(one, guessed, labels), guessed)[split])
     if not len(rows):
         raise DataError(problem(f"No row of {split} has a label", do="Name another split with --split"))

@@ -116,9 +116,7 @@ def segmented(recipe: Recipe, teacher: str, say: Say) -> tuple[dict[str, Any], S
     if data.limit is not None:
         found[TRAIN] = found[TRAIN].shuffle(seed=0).select(range(min(data.limit, len(found[TRAIN]))))
     folder = data.name if data.name is not None and Path(data.name).expanduser().is_dir() else None
-    maps = read_label_maps(
-        found, columns, names=data.names, palette=data.palette, void=data.void, folder=folder
-    )
+    maps = read_label_maps(found, columns, names=data.names, palette=data.palette, void=data.void, folder=folder)
     for note in [*notes, *guessed, *seen, *cut, *maps.notes, *load.overlap_warnings(found, columns)]:
         say(note)
     weights = class_weights(maps.pixels[TRAIN], data.class_weights)

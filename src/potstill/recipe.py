@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_valid
 from potstill import losses
 from potstill.checks import nearest, problem, unknown_name
 from potstill.errors import RecipeError
+from potstill.kinds import takes
 from potstill.sections import (
     AssistantSection,
     CacheSection,
@@ -28,7 +29,7 @@ from potstill.sections import (
     StudentSection,
     TeacherSection,
 )
-from potstill.terms import PEERS, TEACHER, Term, takes
+from potstill.terms import PEERS, TEACHER, Term
 from potstill.training.combination import CONFIDENT, Combination
 from potstill.training.settings import TrainSettings
 

@@ -246,7 +246,7 @@ def described(recipe: Recipe, role: str) -> str:
     given: dict[str, TeacherSection | FurtherTeacherSection] = {TEACHER: recipe.teacher}
     given |= {other.name: other for other in recipe.teacher.others}
     if role in given:
-        model, settings = given[role].model, given[role].train
+        model, settings = given[role].called, given[role].train
         how = "taken as it is" if settings is None else f"trained here for {settings.epochs:g} epochs"
         return f"{model}, {how}"
     if role.startswith("assistant-"):

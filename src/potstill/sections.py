@@ -119,6 +119,11 @@ class FurtherTeacherSection(Section):
     seed: int = 1
     weight: Annotated[float, Gt(0)] = 1.0
 
+    @property
+    def called(self) -> str:
+        """What the teacher is, in a few words."""
+        return self.model
+
 
 class TeacherSection(Section):
     """The model to learn from; trained here where `train` is given, else taken as it is.
@@ -277,6 +282,7 @@ class TermSection(BaseModel):
     share: bool = False
     embeddings: bool | None = None
     pool: str | None = None
+    stage_weights: list[float] | None = None
     teacher: str | None = None
     shift: bool = False
     classifier: Literal["class", "distillation"] | None = None

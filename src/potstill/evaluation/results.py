@@ -206,8 +206,8 @@ def _cost_cards(teacher: Mapping[str, Any], other: Mapping[str, Any], name: str,
             "note": f"{theirs:.1f} to {ours:.1f} ms for one {row}",
         },
         {
-            "label": f"smaller, {name}",
-            "value": f"{size:.1f}x",
+            "label": f"{'smaller' if size >= 1 else 'larger'}, {name}",
+            "value": f"{max(size, 1 / size):.1f}x",
             "note": f"{teacher['bytes'] / 1e6:.0f} to {other['bytes'] / 1e6:.0f} MB on disk",
         },
     ]

@@ -77,7 +77,9 @@ METRICS: dict[str, Metric] = {
         Metric("pixel_accuracy", "Pixel accuracy", percent=True, higher_is_better=True),
         Metric("mean_accuracy", "Mean class accuracy", percent=True, higher_is_better=True),
         Metric("boundary_iou", "Boundary IoU", percent=True, higher_is_better=True),
-        Metric("mean_iou_quarter", "Mean IoU at 1/4 resolution", percent=True, higher_is_better=True, short="mIoU (1/4)"),
+        Metric(
+            "mean_iou_quarter", "Mean IoU at 1/4 resolution", percent=True, higher_is_better=True, short="mIoU (1/4)"
+        ),
         Metric("pixel_accuracy_quarter", "Pixel accuracy at 1/4 resolution", percent=True, higher_is_better=True),
         Metric("mean_accuracy_quarter", "Mean class accuracy at 1/4 resolution", percent=True, higher_is_better=True),
         Metric("boundary_iou_quarter", "Boundary IoU at 1/4 resolution", percent=True, higher_is_better=True),
