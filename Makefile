@@ -24,8 +24,10 @@ quickstart: $(VENV)/.stamp-run ## distil a real model on real sentences, and ope
 	$(BIN)/potstill run reviews $(ARGS)
 	$(if $(findstring --out,$(ARGS)),,@echo "Report: $(CURDIR)/runs/reviews/report.html")
 
-test: $(VENV)/.stamp ## run the tests (ARGS="-k losses", ARGS="-m 'not slow'")
-	$(BIN)/python -m pytest $(ARGS)
+# Each test computes in one thread, so as many run at once as there are cores, to four: a process takes 1 GB or so.
+# Those of one file stay together, since they share what was trained for them.
+test: $(VENV)/.stamp ## run the tests (ARGS="-k losses", ARGS="-m 'not slow'", ARGS="-n 0" for one process)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(VENV)/.stamp ## lint, formatting and types
 	$(BIN)/ruff check --quiet .

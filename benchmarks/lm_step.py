@@ -12,7 +12,6 @@ benchmarks/results/lm_step.json.
 """
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import sys
@@ -25,12 +24,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 from losses import _kilobytes, return_large_blocks
+from records import save
 from torch import nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
 
 from potstill.objective import Objective
-from potstill.shipping import hardware, versions
 from potstill.tasks import CausalLM
 from potstill.training import DistillationTrainer, distiller
 
@@ -238,12 +237,8 @@ def main() -> None:
         "repeats": given.repeats,
         "precision": "float32",
         "threads": torch.get_num_threads(),
-        "hardware": hardware(),
-        "versions": versions(),
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"written to {given.out}")
+    save(given.out, result)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ from typing import Any
 
 import naive
 import torch
+from records import save
 from torch import Tensor
 
 from potstill import losses
 from potstill.reduce import masked_mean
-from potstill.shipping import hardware, versions
 
 RESULTS = Path(__file__).parent / "results" / "losses.json"
 TAPS = RESULTS.with_name("taps.json")
@@ -386,12 +386,8 @@ def main() -> None:
         "repeats": given.repeats,
         "precision": "float32",
         "threads": torch.get_num_threads(),
-        "hardware": hardware(),
-        "versions": versions(),
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"written to {given.out}")
+    save(given.out, result)
     if wrong:
         sys.exit("The two forms of these differ: " + "; ".join(wrong))
 

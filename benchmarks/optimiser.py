@@ -8,17 +8,16 @@ ratio to the dense one beside it, and where a step of a hand-written dense loop 
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from records import save
 from step import WARM, StepClock, by_hand, setup
 
 from potstill.objective import Objective
-from potstill.shipping import hardware, versions
 from potstill.students import build_student
 from potstill.tasks.base import quiet_transformers
 from potstill.training import Precision, TrainSettings
@@ -82,11 +81,8 @@ def main() -> None:
             "precision": "float32",
             "threads": torch.get_num_threads(),
         },
-        "hardware": hardware(),
-        "versions": versions(),
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    save(given.out, result)
     for kind, ratio in result["ratio"].items():
         print(f"{kind}: {ratio['median']:.3f} of dense")
     for name, value in shares.items():

@@ -8,7 +8,6 @@ reported. Writes results/parts.json, which docs/speed.md quotes.
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -20,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from records import save
 from step import setup
 
 from potstill.data import encoded
 from potstill.data.samples import fetch_model, load_sample_data
 from potstill.evaluation.predict import CPU_TOKENS, predict_logits
 from potstill.evaluation.reduced import reduced_fidelity
-from potstill.shipping import hardware, versions
 from potstill.tasks import load_tokenizer
 from potstill.tasks.base import bars_on_a_terminal, quiet_transformers
 from potstill.training import teacher_at
@@ -132,9 +131,8 @@ def main() -> None:
             found[part.__name__] = part(made, given.repeats)
             print(f"{part.__name__}: {found[part.__name__]['ratio']['median']:.3f}", flush=True)
     setting = {"model": "minilm-l6", "rows": "reviews", "batch": BATCH, "threads": torch.get_num_threads()}
-    result = {**found, "setting": setting, "hardware": hardware(), "versions": versions()}
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    result = {**found, "setting": setting}
+    save(given.out, result)
 
 
 if __name__ == "__main__":

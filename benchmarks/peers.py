@@ -150,17 +150,32 @@ def to_accuracy(given: argparse.Namespace, settings: Path, threads: int) -> dict
         teacher = "live" if "left_out" in tried else "cached"
         asked = {"do": "curve", "epochs": 3, "points": given.points, "teacher": teacher, "steps": given.curve_steps}
         kinds = {name: (name, asked) for name in names} | {"ours_recipe": ("ours", asked | {"recipe": True})}
-        runs: list[dict[str, Any]] = []
-        for run in range(given.runs):
-            found = {name: competitors[tool].ask(seed=run, **command) for name, (tool, command) in kinds.items()}
-            runs.append(found)
-            shown = [f"{name} {one['final']:.3f} after {one['seconds']:.0f} s" for name, one in found.items()]
+        made = {"versions": versions_of(competitors), "our_teacher": teacher, "left_out": left}
+        runs = earlier_runs(given, list(kinds))
+        for run in range(len(runs), given.runs):
+            runs.append({name: competitors[tool].ask(seed=run, **command) for name, (tool, command) in kinds.items()})
+            shown = [f"{name} {one['final']:.3f} after {one['seconds']:.0f} s" for name, one in runs[-1].items()]
             print(f"  run {run}: {', '.join(shown)}", flush=True)
-        made = {"versions": versions_of(competitors), "our_teacher": teacher, "runs": runs}
+            done = argparse.Namespace(**vars(given) | {"runs": len(runs)})
+            keep_section(done, "accuracy", made | {"runs": runs, "ratio": time_ratios(runs, names)})
+    return made | {"runs": runs, "ratio": time_ratios(runs, names)}
+
+
+def earlier_runs(given: argparse.Namespace, kinds: Sequence[str]) -> list[dict[str, Any]]:
+    """The runs of the same setting that the file holds: each takes an hour, so more are added to them."""
+    import prepare
+
+    found = json.loads(given.out.read_text(encoding="utf-8")).get("accuracy") if given.out.exists() else None
+    if found is None or found["setting"] | {"runs": given.runs} != prepare.described("accuracy", given):
+        return []
+    return [run for run in found["runs"] if set(run) == set(kinds)][: given.runs]
+
+
+def time_ratios(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Of each of ours to each peer, over the runs."""
     peers = [name for name in names if name != "ours"]
-    ours = [name for name in kinds if name.startswith("ours")]
-    made["ratio"] = {kind: {peer: time_ratio(runs, kind, peer) for peer in peers} for kind in ours}
-    return made | {"left_out": left}
+    ours = [name for name in runs[0] if name.startswith("ours")]
+    return {kind: {peer: time_ratio(runs, kind, peer) for peer in peers} for kind in ours}
 
 
 def reached(curve: dict[str, Any], target: float) -> float | None:
@@ -238,7 +253,6 @@ def measure(given: argparse.Namespace, asked: Sequence[str]) -> None:
     os.environ["OMP_NUM_THREADS"] = str(given.threads)  # before PyTorch is imported
     import prepare
 
-    from potstill.shipping import hardware
     from potstill.training import detect_precision
 
     folder: Path = given.folder.resolve()
@@ -260,9 +274,18 @@ def measure(given: argparse.Namespace, asked: Sequence[str]) -> None:
         sections["work_bfloat16"] = lambda: same_work(given, settings, given.threads, bfloat16=True)
     for name in asked:
         print(name, flush=True)
-        found = sections[name]()
-        found |= {"setting": prepare.described(name, given), "hardware": hardware()}
-        keep(given.out, {name: found, "bfloat16": precision.why})
+        keep_section(given, name, sections[name]())
+        keep(given.out, {"bfloat16": precision.why})
+        print(f"  written to {given.out}", flush=True)
+
+
+def keep_section(given: argparse.Namespace, name: str, found: dict[str, Any]) -> None:
+    """Put a section into the file of results, with what it was measured on."""
+    import prepare
+
+    from potstill.shipping import hardware
+
+    keep(given.out, {name: found | {"setting": prepare.described(name, given), "hardware": hardware()}})
 
 
 def keep(path: Path, found: dict[str, Any]) -> None:
@@ -270,7 +293,6 @@ def keep(path: Path, found: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     path.write_text(json.dumps(before | found, indent=1) + "\n", encoding="utf-8")
-    print(f"  written to {path}", flush=True)
 
 
 if __name__ == "__main__":

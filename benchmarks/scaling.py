@@ -149,7 +149,7 @@ def main() -> None:
         print(json.dumps(measure(given.measure, given.measure.parent, given.steps, int(given.tokens))))
         return
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
-    from potstill.shipping import hardware, versions
+    from records import save
 
     made: dict[str, Any] = {"rows": [], "tokens": []}
     cases = [(int(rows), None, MAX_TOKENS) for rows in given.rows.split(",")]
@@ -161,10 +161,7 @@ def main() -> None:
         shown = ", ".join(f"{name} {value:,.4g}" for name, value in found.items())
         print(shown, flush=True)
     setting = {"models": "minilm-l6: 6 layers teach 3 of them", "batch": BATCH, "steps": given.steps - WARM}
-    made |= {"setting": setting | {"threads": given.threads}, "hardware": hardware(), "versions": versions()}
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    print(f"written to {given.out}")
+    save(given.out, made | {"setting": setting | {"threads": given.threads}})
 
 
 if __name__ == "__main__":

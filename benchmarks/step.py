@@ -8,7 +8,6 @@ segments of the paired ratio. The first steps of each segment are not timed. Wri
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from records import save
 from torch.nn import functional
 from transformers import TrainerCallback
 
 from potstill.data.samples import fetch_model, load_sample_data
 from potstill.objective import Objective
-from potstill.shipping import hardware, versions
 from potstill.students import build_student
 from potstill.tasks import TextClassification, load_tokenizer
 from potstill.tasks.base import quiet_transformers
@@ -171,12 +170,9 @@ def main() -> None:
             "precision": precision.name,
             "threads": torch.get_num_threads(),
         },
-        "hardware": hardware(),
-        "versions": versions(),
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"ratio {result['ratio']['median']:.3f}; written to {given.out}")
+    save(given.out, result)
+    print(f"ratio {result['ratio']['median']:.3f}")
     for name, value in result["shares_of_the_step_by_hand"].items():
         print(f"  {100 * value:5.1f} %  {name}")
 

@@ -10,17 +10,16 @@ of maps to a model that would run a fused kernel, and that of the tap. Writes be
 """
 
 import argparse
-import json
 import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from records import save
 from transformers import BertConfig, BertForSequenceClassification
 
 from potstill.knowledge import Needs, Observer
-from potstill.shipping import hardware, versions
 
 VOCABULARY = 30_522
 
@@ -104,12 +103,9 @@ def main() -> None:
             "steps": given.steps,
             "threads": torch.get_num_threads(),
         },
-        "hardware": hardware(),
-        "versions": versions(),
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"written to {given.out}; medians:")
+    save(given.out, result)
+    print("medians:")
     for base in ("ratio_to_plain", "ratio_to_plain_eager"):
         for name, value in result[base].items():  # type: ignore[attr-defined]
             print(f"  {value['median']:.3f}  {name}, {base.replace('_', ' ')}")

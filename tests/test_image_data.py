@@ -1,6 +1,7 @@
 """What a recipe over a folder of images says and refuses before anything is trained."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -21,10 +22,10 @@ def folder_of_classes(folder: Path, rows: int = 12) -> Path:
     return folder
 
 
-def bench_of(folder: Path, told: Told) -> Workbench:
+def bench_of(folder: Path, told: Told, **data: Any) -> Workbench:
     recipe = {
         "task": "image_classification",
-        "data": {"name": str(folder), "validation": 0.25, "test": 0.25},
+        "data": {"name": str(folder), "validation": 0.25, "test": 0.25, **data},
         "teacher": {"model": tiny_image_model(folder.with_name("model")), "train": {"steps": 1}},
         "student": {"layers": 1},
         "distill": [{"terms": [{"knowledge": "logits"}]}],
@@ -57,3 +58,20 @@ def test_broken_files_stop_a_run_before_it_trains(tmp_path: Path) -> None:
     (folder / "light" / "3.png").write_bytes(b"no")
     with pytest.raises(DataError, match=r"1 of the 12 images of train can't be used. Got: light/3.png \(no image"):
         bench_of(folder, Told())
+
+
+def test_images_without_labels_teach_unless_they_are_evaluated(tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        folder_of_classes(tmp_path / "data" / split, 6)
+    more = tmp_path / "more"
+    more.mkdir()
+    for number, picture in enumerate(tiny_pictures(4, seed=9)[0]):
+        picture.save(more / f"{number}.png")
+    Image.open(tmp_path / "data" / "test" / "light" / "1.png").save(more / "seen.png")
+    told = Told()
+    bench = bench_of(tmp_path / "data", told, unlabelled={"name": str(more)})
+    assert len(bench.rows["unlabelled"]) == 4 and len(bench.transfer) == 10
+    assert bench.rows["unlabelled"]["labels"][:] == [-100] * 4
+    assert "1 unlabelled rows are left out: they show nothing, or what is in validation or test" in told.text
+    batch = bench.collate([bench.transfer[0], bench.transfer[9]])
+    assert bench.task.masks(batch)["labels"].tolist() == [True, False]

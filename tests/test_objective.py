@@ -6,6 +6,7 @@ from tiny import FAMILIES, tiny_batch, tiny_model
 
 from potstill.errors import RecipeError
 from potstill.knowledge import ModelShape, Needs, describe, observe
+from potstill.knowledge.types import STAGED
 from potstill.mappings import EMBEDDINGS
 from potstill.objective import KINDS, Defaults, Objective, Scene, Term, check_term
 from potstill.projectors import projector
@@ -16,7 +17,7 @@ TASK = TextClassification()
 DEEP = ModelShape("bert", 6, 64, 4, 100)
 SHALLOW = ModelShape("bert", 3, 64, 4, 100)
 NARROW = ModelShape("bert", 3, 32, 2, 100)
-COMPARED = [kind for kind in KINDS if kind != "labels"]
+COMPARED = [kind for kind in KINDS if kind not in ("labels", *STAGED)]
 
 
 def problems(terms, student=SHALLOW, teacher=DEEP, defaults=None):

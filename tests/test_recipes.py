@@ -54,7 +54,8 @@ def of_texts(written: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def of_images(written: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A recipe with tiny pictures and, where its teacher is no config, a tiny one; other models are small enough."""
-    made = shortened(written) | {"data": {"name": tiny_image_folder(folder / "data")}} | FAST
+    size = {key: value for key, value in written["data"].items() if key == "image_size"}
+    made = shortened(written) | {"data": {"name": tiny_image_folder(folder / "data"), **size}} | FAST
     if "model" in made["teacher"]:
         made["teacher"] = {**made["teacher"], "model": tiny_image_model(folder / "model")}
     return made

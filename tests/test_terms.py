@@ -8,6 +8,7 @@ from tiny import tiny_batch, tiny_model
 
 from potstill import losses
 from potstill.errors import RecipeError, ShapeError
+from potstill.kinds import ANY_WIDTH, KINDS
 from potstill.knowledge import ModelShape, describe, observe
 from potstill.losses.logits import probability_shifted
 from potstill.mappings import EMBEDDINGS
@@ -16,7 +17,6 @@ from potstill.projectors import projector
 from potstill.reduce import masked_mean
 from potstill.schedules import schedule
 from potstill.tasks import TextClassification
-from potstill.terms import ANY_WIDTH, KINDS
 from potstill.transport import earth_movers_flow
 
 TASK = TextClassification()

@@ -212,6 +212,22 @@ def optimiser_for(model: nn.Module, settings: Settings) -> torch.optim.Optimizer
     return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
 
 
+def loop(work: Work, student: nn.Module, loss_of: Callable[[dict[str, Tensor]], Tensor]) -> None:
+    """A training loop as one writes it by hand: the loss of each batch, its gradients clipped, a step."""
+    settings = work.settings
+    optimiser = optimiser_for(student, settings)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, settings.rate(work.steps))
+    order, size = work.order, settings.batch_size
+    for step in range(work.steps):
+        loss = loss_of(work.collate([work.rows[row] for row in order[step * size : (step + 1) * size]]))
+        work.record(loss)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), settings.max_grad_norm)
+        optimiser.step()
+        rate.step()
+        optimiser.zero_grad()
+
+
 @contextmanager
 def at_each_step(call: Callable[[], None]) -> Iterator[None]:
     """Call after every step of any optimiser."""

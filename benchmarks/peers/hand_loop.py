@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from contract import Work, load, optimiser_for, serve, without_dropout
+from contract import Work, load, loop, serve, without_dropout
 from torch import Tensor
 from torch.nn import functional
 
@@ -48,19 +48,12 @@ def segment(work: Work) -> object:
         teacher = teacher.bfloat16()
     if not work.command["dropout"]:
         without_dropout(student)
-    optimiser = optimiser_for(student, settings)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, settings.rate(work.steps))
-    order, size = work.order, settings.batch_size
-    for step in range(work.steps):
-        batch = work.collate([work.rows[row] for row in order[step * size : (step + 1) * size]])
+
+    def loss_of(batch: dict[str, Tensor]) -> Tensor:
         labels = batch.pop("labels")
-        loss = label_loss(student, batch, labels, work) if alone else taught_loss(student, teacher, batch, labels, work)
-        work.record(loss)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), settings.max_grad_norm)
-        optimiser.step()
-        rate.step()
-        optimiser.zero_grad()
+        return label_loss(student, batch, labels, work) if alone else taught_loss(student, teacher, batch, labels, work)
+
+    loop(work, student, loss_of)
     return student
 
 

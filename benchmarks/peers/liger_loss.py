@@ -7,7 +7,7 @@ kernel, which needs a GPU. With beta 0 and no hard loss it is the forward KL.
 from typing import Any
 
 import torch
-from contract import LeftOut, Work, load, optimiser_for, serve
+from contract import LeftOut, Work, load, loop, serve
 from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
 
@@ -23,26 +23,19 @@ def segment(work: Work) -> object:
     if settings.task != "language" or work.bfloat16:
         raise LeftOut("it is measured on the head of a language model, in float32")
     student, teacher = load(settings.student, settings.task).train(), load(settings.teacher, settings.task).eval()
-    loss_of = LigerFusedLinearJSDLoss(
+    loss_of_heads = LigerFusedLinearJSDLoss(
         weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, temperature=settings.temperature, compiled=False
     )
-    optimiser = optimiser_for(student, settings)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, settings.rate(work.steps))
-    order, size = work.order, settings.batch_size
     heads = student.get_output_embeddings().weight, teacher.get_output_embeddings().weight
-    for step in range(work.steps):
-        batch = work.collate([work.rows[row] for row in order[step * size : (step + 1) * size]])
+
+    def loss_of(batch: dict[str, Any]) -> Any:
         labels = batch.pop("labels")[:, 1:].reshape(-1)
         with torch.no_grad():
             target = before_the_head(teacher, batch)
-        found = loss_of(before_the_head(student, batch), heads[0], target, heads[1], labels)
-        loss = settings.temperature**2 * found
-        work.record(loss)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), settings.max_grad_norm)
-        optimiser.step()
-        rate.step()
-        optimiser.zero_grad()
+        found = loss_of_heads(before_the_head(student, batch), heads[0], target, heads[1], labels)
+        return settings.temperature**2 * found
+
+    loop(work, student, loss_of)
     return student
 
 

@@ -42,7 +42,8 @@ def where(section: dict[str, Any]) -> str:
     machine, setting = section["hardware"], section["setting"]
     said = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in setting.items() if value is not None)
     left = "; ".join(f"{TOOLS[name].title}: {reason}" for name, reason in section.get("left_out", {}).items())
-    return f"\n{machine['processor']}, {machine['cores']} cores; {said}.{f' Left out: {left}.' if left else ''}\n"
+    cores = f"{machine['cores']} core{'s' * (machine['cores'] != 1)}"
+    return f"\n{machine['processor']}, {cores}; {said}.{f' Left out: {left}.' if left else ''}\n"
 
 
 def work_table(found: dict[str, Any], section: str = "work") -> str:

@@ -15,7 +15,7 @@ from potstill.labelled import GUESSES
 from potstill.metrics import METRICS, keys, primary
 from potstill.prediction import load_classifier
 from potstill.progress import Progress
-from potstill.workbench import model_path
+from potstill.workbench import label_array, model_path
 
 
 def evaluate_folder(
@@ -38,14 +38,14 @@ def evaluate_folder(
     if split not in found:
         raise DataError(problem(f"The data has no split '{split}'", given=", ".join(found), do="Name one with --split"))
     guessed, said = GUESSES[type(task)](found, dict(columns))
-    for note in [*notes, *said]:
+    one, seen = guessed.looked_at(type(found)({split: found[split]}))
+    for note in [*notes, *said, *seen]:
         progress.say(note)
     labels = prepare.Labels(task.problem, task.names)  # type: ignore[arg-type]
-    one = type(found)({split: found[split]})
     rows = with_labels(standard_columns(prepare.encode_labels(one, guessed, labels), guessed)[split])
     if not len(rows):
         raise DataError(problem(f"No row of {split} has a label", do="Name another split with --split"))
-    truth = OUTPUTS[task.problem].truth(rows, task, task.collator(reader))
+    truth = label_array(rows, task.problem)
 
     def logits(which: Any, its_reader: Any, title: str) -> Any:
         limit = task.limit(its_reader, max_length, which)

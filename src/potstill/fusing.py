@@ -17,12 +17,13 @@ from torch import Tensor
 from potstill import losses
 from potstill.checks import problem
 from potstill.errors import ArgumentError
+from potstill.kinds import LAYERLESS
 from potstill.knowledge.types import Knowledge
 from potstill.losses._distributions import FLOOR, log_probabilities, softened
 from potstill.losses._fused_checks import LOSSES, WITHOUT_TEMPERATURE
 from potstill.losses.fused import FactoredLogits, FusedPart, SparseLogits, fused_loss
 from potstill.schedules import Adaptive
-from potstill.terms import LAYERLESS, BoundTerm
+from potstill.terms import BoundTerm
 
 
 def fusable(term: BoundTerm) -> bool:

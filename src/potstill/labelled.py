@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from transformers import AutoConfig
 
@@ -24,8 +24,6 @@ from potstill.recipe import Recipe
 from potstill.sections import SourceSection
 from potstill.tasks import ImageClassification, SemanticSegmentation, Task, TextClassification
 from potstill.tasks.base import bars_on_a_terminal, quiet_transformers
-from potstill.tasks.classification import Classification
-from potstill.tasks.semantic_segmentation import FULL, QUARTER
 from potstill.terms import TEACHER
 from potstill.training.combination import CONFIDENT
 
@@ -33,7 +31,6 @@ TRAIN, VALIDATION, TEST, UNLABELLED = "train", "validation", "test", "unlabelled
 HEADS = ("ForSequenceClassification", "ForImageClassification", "ForSemanticSegmentation")
 Say = Callable[[str], None]
 Classified: TypeAlias = TextClassification | ImageClassification
-One = TypeVar("One", bound=Classification)
 Guess = Callable[..., tuple[Columns, list[str]]]
 Labelled = Callable[[Recipe, str, Say], tuple[dict[str, Any], Task]]
 
@@ -103,18 +100,19 @@ def classified(kind: type[Classified], recipe: Recipe, teacher: str, say: Say) -
 
 
 def segmented(recipe: Recipe, teacher: str, say: Say) -> tuple[dict[str, Any], SemanticSegmentation]:
-    """The rows of a segmentation, each an image and its map, and the task; every image and map is read here, once.
+    """The rows of a segmentation, and the task. Every label map is read here once.
 
-    Raises:
-        DataError: images or maps are broken, don't fit each other, or hold ids that are no class's; with counts.
-        ModelError: a teacher that is taken as it is knows other classes, or has them in another order.
+    Args:
+        teacher: where the teacher lies; its classes have to be the data's, in their order, where it isn't trained here.
+        say: told what was guessed.
     """
     data = recipe.data
     found, notes = load.load_with_notes(source_of(data))
     columns, guessed = guess_image_columns(found, data.columns.model_dump(exclude_unset=True), maps=True)
     found, seen = columns.looked_at(found)
     found, cut = load.missing_splits(found, validation=data.validation, test=data.test, columns=columns)
-    found.pop(UNLABELLED, None)
+    if found.pop(UNLABELLED, None) is not None:
+        say("the split unlabelled is left out; to learn from such rows too, name their source under data.unlabelled")
     if data.limit is not None:
         found[TRAIN] = found[TRAIN].shuffle(seed=0).select(range(min(data.limit, len(found[TRAIN]))))
     folder = data.name if data.name is not None and Path(data.name).expanduser().is_dir() else None
@@ -122,21 +120,30 @@ def segmented(recipe: Recipe, teacher: str, say: Say) -> tuple[dict[str, Any], S
     for note in [*notes, *guessed, *seen, *cut, *maps.notes, *load.overlap_warnings(found, columns)]:
         say(note)
     weights = class_weights(maps.pixels[TRAIN], data.class_weights)
-    kind = {"full": FULL, "quarter": QUARTER}[data.protocol]
-    task = SemanticSegmentation(kind, maps.classes.names, maps.classes, data.augment, weights)
+    if weights is not None:
+        lightest, heaviest = min(weights), max(weights)
+        say(f"labels are weighted by class, from {lightest:.3g} to {heaviest:.3g}")
+    task = SemanticSegmentation(maps.classes, data.protocol, weights, data.augment)
     if recipe.teacher.train is None:
-        theirs = _in_teachers_order(task, teacher, data.names is not None, recipe.teacher.trust_remote_code, say)
-        if theirs.names != task.names:
-            raise ModelError(
-                problem(
-                    "The teacher has the classes of the data in another order",
-                    given=f"teacher {list(theirs.names)}, data {list(task.names)}",
-                    follows="What it predicts would be compared with other classes",
-                    do="Renumber the maps, or train the teacher here (teacher.train)",
-                )
+        _require_the_teachers_order(task, teacher, recipe.teacher.trust_remote_code)
+    return {split: columns.standard(rows, ()) for split, rows in found.items()}, task
+
+
+def _require_the_teachers_order(task: SemanticSegmentation, teacher: str, trust_remote_code: bool) -> None:
+    """Refuse a teacher that is taken as it is and has other classes than the maps, or these in another order."""
+    names = head_names(teacher, trust_remote_code)
+    if names is None:
+        return  # a head that isn't there is refused when the model is loaded
+    generic = all(name.upper().startswith("LABEL_") for name in names)
+    if len(names) != len(task.names) or (not generic and lowered(names) != lowered(task.names)):
+        raise ModelError(
+            problem(
+                "The teacher doesn't know the classes of the label maps, or has them in another order",
+                given=f"teacher {names}, data {list(task.names)}",
+                follows="What it predicts would be compared with other classes",
+                do="Give data.names in its order, if the maps have its ids, or train the teacher here (teacher.train)",
             )
-    with bars_on_a_terminal():
-        return standard_columns(found, columns), task
+        )
 
 
 def unlabelled(recipe: Recipe, section: SourceSection, raw: Mapping[str, Any], say: Say) -> Any:
@@ -156,7 +163,7 @@ def unlabelled(recipe: Recipe, section: SourceSection, raw: Mapping[str, Any], s
     return rows
 
 
-def _in_teachers_order(task: One, teacher: str, named: bool, trust_remote_code: bool, say: Say) -> One:
+def _in_teachers_order(task: Classified, teacher: str, named: bool, trust_remote_code: bool, say: Say) -> Classified:
     """The task with its classes in the order of a teacher that is taken as it is."""
     names = head_names(teacher, trust_remote_code)
     if task.problem == "regression" or names is None:
@@ -213,6 +220,7 @@ GUESSES: dict[type[Classified], Guess] = {
 TRANSFER: dict[str, tuple[Guess, Callable[..., tuple[Any, int]]]] = {
     "text_classification": (prepare.guess_columns, unlabelled_rows),
     "image_classification": (guess_image_columns, unlabelled_images),
+    "semantic_segmentation": (guess_image_columns, unlabelled_images),
 }
 """The `task` of a recipe -> what finds the columns of rows without labels, and what makes them rows to learn from."""
 

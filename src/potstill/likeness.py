@@ -1,4 +1,4 @@
-"""How alike a student and its teacher are on a recipe's own rows: their attention maps, and their answers a pixel.
+"""How alike the attention maps of a student and its teacher are on a recipe's own rows.
 
 Decided here: the rows are a fixed draw of the evaluated ones, the same for every model. Each student layer is held
 against the layer that an attention term of its objective names, and against that of the map `uniform` where none does,
@@ -16,9 +16,8 @@ from transformers import PreTrainedModel
 
 from potstill.errors import MappingError, ModelError
 from potstill.evaluation.attention_similarity import compare_attention, means
-from potstill.evaluation.pixels import pixel_fidelity
 from potstill.evaluation.predict import fastest_device
-from potstill.knowledge import TEACHERS, Needs, architecture, describe, observe
+from potstill.knowledge import Needs, architecture, describe, observe
 from potstill.mappings import layer_map
 from potstill.objective import BoundObjective
 from potstill.preflight import Preflight
@@ -115,16 +114,3 @@ def measure_attention(
 
     layers = compare_attention(ours, theirs, batches(), pairs)
     return {"rows": len(order), "split": bench.evaluated_on, "mean": means(layers), "layers": layers}
-
-
-def measure_pixels(bench: Workbench, role: str, model: Path, teacher: Path, step: Step | None = None) -> dict[str, Any]:
-    """How near a segmentation is to the teacher's on the evaluated rows: agreement and KL over all pixels.
-
-    Each reads the images as it was trained to; `role` says whose reader the model has.
-    """
-    reads = bench.reads(role)
-    loaded = [one.load(path).model for one, path in ((reads, model), (bench.for_teacher, teacher))]
-    for one in loaded:
-        one.to(fastest_device())  # type: ignore[arg-type]
-    prefix = TEACHERS if reads.teacher_reader is not None else ""
-    return pixel_fidelity(*loaded, reads.rows[bench.evaluated_on], reads.collate, prefix=prefix, progress=step)

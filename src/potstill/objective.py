@@ -21,26 +21,16 @@ from torch import Tensor, nn
 
 from potstill.errors import MappingError, RecipeError
 from potstill.fusing import fusable, fused_shares, outcomes
+from potstill.kinds import KINDS, LAYERLESS, OF_MAPS, family, takes, width_at
 from potstill.knowledge.architectures import ModelShape
-from potstill.knowledge.types import Knowledge, Logits, Needs
+from potstill.knowledge.types import STAGED, Knowledge, Logits, Needs
 from potstill.losses.fused import FactoredLogits, SparseLogits
 from potstill.losses.logits import probability_shifted
+from potstill.projectors import ASSISTANT, IMAGE_CHANNELS, JointProjection
 from potstill.reduce import masked_mean, position_weights
 from potstill.schedules import Adaptive
-from potstill.terms import (
-    KINDS,
-    LAYERLESS,
-    OF_MAPS,
-    TEACHER,
-    BoundTerm,
-    Defaults,
-    Term,
-    bind_term,
-    check_term,
-    family,
-    takes,
-    written,
-)
+from potstill.staged import Surroundings, stage_values
+from potstill.terms import TEACHER, BoundTerm, Defaults, Term, bind_term, check_term, written
 from potstill.transport import earth_movers_flow
 
 __all__ = ["KINDS", "BoundObjective", "BoundTerm", "Defaults", "Objective", "Parts", "Scene", "Term", "check_term"]
@@ -71,6 +61,7 @@ class Scene:
         progress: the share of training done, 0 to 1, for the schedules.
         modules: projections and memories by name, as `BoundObjective.projections` and `memories` list them.
         rows: the number of each row in the data set, [B], for a memory.
+        pixels: the images as the student sees them, [B,3,H,W]; None where there are none.
         influence: each teacher's, one number or one a row [B]; without it, all teachers count alike.
     """
 
@@ -80,6 +71,7 @@ class Scene:
     progress: float = 0.0
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     rows: Tensor | None = None
+    pixels: Tensor | None = None
     influence: Mapping[str, Tensor | float] | None = None
 
 
@@ -154,6 +146,8 @@ class BoundObjective:
             elif term.kind not in LAYERLESS:
                 layers = frozenset(pair[0 if side == "student" else 1] for pair in term.pairs)
                 found |= Needs(**{term.kind: layers})  # type: ignore[arg-type]
+                if side == "student" and term.project == ASSISTANT:
+                    found |= Needs(features=frozenset(stage - 1 for stage, _ in term.pairs if stage > 0))
         return found
 
     def projections(self) -> dict[str, tuple[str, int, int]]:
@@ -161,12 +155,25 @@ class BoundObjective:
         return {
             term.module_name(pair): (term.project, *self._widths(term, pair))
             for term in self.terms
-            if term.project
+            if term.project and not term.joint
             for pair in term.pairs
         }
 
+    def joint_projections(self) -> dict[str, JointProjection]:
+        """Name -> what makes it, of every projection that sees all pairs of a term at once."""
+        found = {}
+        for term in self.terms:
+            if term.joint:
+                assert term.project is not None
+                stages = tuple(stage for stage, _ in term.pairs)
+                ours, theirs = zip(*(self._widths(term, pair) for pair in term.pairs), strict=True)
+                before = tuple(IMAGE_CHANNELS if stage == 0 else self.student.channels[stage - 1] for stage in stages)
+                found[term.joint_name] = JointProjection(term.project, stages, ours, theirs, before)
+        return found
+
     def _widths(self, term: BoundTerm, pair: tuple[int, int]) -> tuple[int, int]:
-        return self.student.width_at(pair[0]), self.teachers[term.source].width_at(pair[1])
+        teacher = self.teachers[term.source]
+        return width_at(self.student, term.kind, pair[0]), width_at(teacher, term.kind, pair[1])
 
     def memories(self) -> dict[str, tuple[BoundTerm, tuple[int, int]]]:
         """Name -> (term, widths of student and teacher) of every memory that must be kept beside the student."""
@@ -248,6 +255,9 @@ def _mean(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scene:
             value, counted = value * scene.masks[WEIGHTS], WEIGHTS
         counts = scene.masks[counted].sum() if scene.counts is None else scene.counts[counted]
         means.append(masked_mean(value, scene.masks[positions], counts))
+    if term.stage_weights is not None:
+        weighted = [weight * mean for weight, mean in zip(term.stage_weights, means, strict=True)]
+        return sum(weighted[1:], weighted[0])
     if not term.transport:
         return sum(means[1:], means[0]) / len(means)
     costs = torch.stack(means).reshape(len({s for s, _ in term.pairs}), -1)
@@ -279,6 +289,10 @@ def _values(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scen
             assert isinstance(target, Tensor)
             target = probability_shifted(target, scene.labels)
         yield term.loss(ours, target, **options)
+        return
+    if term.kind in STAGED:
+        around = Surroundings(scene.modules, scene.pixels, scene.masks["outputs"], scene.rows)
+        yield from stage_values(term, student, teacher, around, options)
         return
     if "student_next" in takes(term.loss):
         for here, there in pairwise(term.pairs):
@@ -321,7 +335,7 @@ def _arguments(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, s
     parameters = takes(term.loss)
     if "labels" in parameters and term.kind != "labels":
         options["labels"] = scene.labels
-    if "mask" in parameters and term.kind != "labels":
+    if "mask" in parameters and term.kind not in ("labels", *STAGED):
         name = _rows(scene) if term.pool else "outputs" if term.kind == "logits" else "tokens"
         options["mask"] = scene.masks.get(name)
     return options

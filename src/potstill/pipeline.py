@@ -20,17 +20,16 @@ from potstill.evaluation.outputs import OUTPUTS
 from potstill.evaluation.predict import fastest_device
 from potstill.evaluation.results import TRAIN, VALIDATION, Contender
 from potstill.knowledge import Needs
-from potstill.likeness import attention_pairs, measure_attention, measure_pixels, why_no_maps
-from potstill.metrics import METRICS, primary, score
+from potstill.likeness import attention_pairs, measure_attention, why_no_maps
+from potstill.metrics import METRICS, of_pixels, primary, score
 from potstill.preflight import preflight, require_space, shape_text, student_notes
 from potstill.progress import Progress, Silent
 from potstill.recipe import Recipe, load_recipe
 from potstill.results import assemble, described
 from potstill.runs import RunFolder, Stage, copy_folder, write_json
 from potstill.school import School
-from potstill.sheet import sheet
+from potstill.segmenting import measure_fidelity, shown_images
 from potstill.shipping import FILES, export_student, measure_cost
-from potstill.tasks.semantic_segmentation import OF_PIXELS
 from potstill.terms import TEACHER
 from potstill.training import Precision
 from potstill.training.precision import TrialSizes
@@ -171,17 +170,18 @@ class _Run:
         chosen = self.choose(predictions)
         exports = self.exports(chosen, students["student", chosen], predictions["student", chosen])
         costs = self.costs(teacher, students["student", chosen], exports)
+        near = {key: self.fidelity(*key, stage, teacher) for key, stage in models.items() if stage is not teacher}
         results = {
             **assemble(
                 self.folder,
                 self.bench,
                 self.precision,
-                self.contenders(teachers, students, predictions, costs),
+                self.contenders(teachers, students, predictions, costs, near),
                 [{**entry, **costs.get(entry["key"], {})} for entry in exports],
                 chosen,
             ),
             "attention": self.attention(chosen, teacher, students),
-            "sheet": self.sheet(chosen, teacher, students, predictions["student", chosen]),
+            "segmentation": self.images(chosen, models, predictions),
             "kept": students["student", chosen].value.get("cache", {}),
         }
         outcome = self.report(results)
@@ -245,19 +245,6 @@ class _Run:
         made_from = {"model": model.digest, "rows": bench.digest}
         self.folder.stage(f"predictions/{role}/{seed}", made_from, work, [f"predictions/{file.name}"])
         return outputs.load(file)
-
-    def nearness(self, role: str, seed: int, model: Stage, teacher: Stage) -> list[dict[str, float]]:
-        """How near a segmentation is to the teacher's, pixel by pixel; empty where logits are kept and say so."""
-        if self.bench.task.problem not in OF_PIXELS:
-            return []
-
-        def work(_folder: Path) -> dict[str, Any]:
-            places = self.school.model(model), self.school.model(teacher)
-            with self.progress.stage(f"{role.replace('_', ' ')} beside the teacher") as step:
-                return measure_pixels(self.bench, role, *places, step)
-
-        made_from = {"models": [model.digest, teacher.digest], "rows": self.bench.digest}
-        return [self.folder.stage(f"fidelity/{role}/{seed}", made_from, work).value]
 
     def choose(self, predictions: Mapping[tuple[str, int], Mapping[str, Any]]) -> int:
         """The seed whose student ships: the best on validation, which no final number is made from."""
@@ -327,25 +314,32 @@ class _Run:
             found.append({"key": role, "title": ROLES[role], **value})
         return found
 
-    def sheet(
-        self,
-        seed: int,
-        teacher: Stage,
-        students: Mapping[tuple[str, int], Stage],
-        predictions: Mapping[str, np.ndarray[Any, Any]],
-    ) -> dict[str, Any]:
-        """What the models say to a few images of a segmentation, as pictures; empty where rows have one answer each."""
-        if self.bench.task.problem not in OF_PIXELS:
-            return {}
-        shown = {TEACHER: teacher, **{role: students[role, seed] for role in reversed(self.recipe.roles)}}
+    def fidelity(self, role: str, seed: int, model: Stage, teacher: Stage) -> list[dict[str, float]]:
+        """How near a segmentation model is to the teacher, which can't be told from what is kept of its outputs."""
+        bench = self.bench.reads(role)
+        if not of_pixels(bench.task.problem):
+            return []
 
         def work(_folder: Path) -> dict[str, Any]:
-            with self.progress.stage("pictures"):
-                models = {role: self.school.model(stage) for role, stage in shown.items()}
-                return sheet(self.bench, models, predictions[self.bench.evaluated_on])
+            with self.progress.stage(f"{role.replace('_', ' ')} beside the teacher") as step:
+                return measure_fidelity(bench, self.school.model(model), self.school.model(teacher), step)
 
-        made_from = {"models": [stage.digest for stage in shown.values()], "rows": self.bench.digest}
-        return self.folder.stage("pictures", made_from, work).value
+        made_from = {"models": [teacher.digest, model.digest], "rows": bench.digest}
+        return [self.folder.stage(f"fidelity/{role}/{seed}", made_from, work).value]
+
+    def images(
+        self,
+        seed: int,
+        models: Mapping[tuple[str, int], Stage],
+        predictions: Mapping[tuple[str, int], Mapping[str, np.ndarray[Any, Any]]],
+    ) -> dict[str, Any] | None:
+        """What the models see in some of the evaluated images; None where the task is no segmentation."""
+        if not of_pixels(self.bench.task.problem):
+            return None
+        keys = {TEACHER: (TEACHER, self.recipe.seed), **{role: (role, seed) for role in reversed(self.recipe.roles)}}
+        counts = {role: predictions[key][self.bench.evaluated_on] for role, key in keys.items()}
+        with self.progress.stage("images of the report") as step:
+            return shown_images(self.bench, {r: self.school.model(models[k]) for r, k in keys.items()}, counts, step)
 
     def contenders(
         self,
@@ -353,6 +347,7 @@ class _Run:
         students: Mapping[tuple[str, int], Stage],
         predictions: Mapping[tuple[str, int], Mapping[str, np.ndarray[Any, Any]]],
         costs: Mapping[str, Any],
+        near: Mapping[tuple[str, int], Sequence[Mapping[str, float]]],
     ) -> list[Contender]:
         """Teachers, baselines and student, with what was measured of each."""
         found = [
@@ -365,7 +360,7 @@ class _Run:
                 costs.get(name),
                 [teacher.value["training"]] if teacher.value["training"] else [],
                 teacher.value["curves"],
-                [] if name == TEACHER else self.nearness(name, self.recipe.seed, teacher, teachers[TEACHER]),
+                near.get((name, self.recipe.seed), ()),
             )
             for name, teacher in teachers.items()
         ]
@@ -382,7 +377,7 @@ class _Run:
                     None if role in assistants else costs.get("student"),
                     [one.value["training"] for one in runs],
                     [curve for one in runs for curve in one.value["curves"]],
-                    [one for s in self.seeds for one in self.nearness(role, s, students[role, s], teachers[TEACHER])],
+                    [found for seed in self.seeds for found in near[role, seed]],
                 )
             )
         return found

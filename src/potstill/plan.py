@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from potstill.caching import Caching
+from potstill.kinds import width_at
 from potstill.knowledge.architectures import ModelShape, describe
-from potstill.knowledge.types import LAYERED, Needs
+from potstill.knowledge.types import LAYERED, STAGED, Needs
 from potstill.labelled import TRAIN
 from potstill.mappings import EMBEDDINGS
 from potstill.objective import BoundObjective, BoundTerm
@@ -222,10 +223,12 @@ def _layer(number: int) -> str:
 
 def _terms(objective: BoundObjective) -> tuple[PlannedTerm, ...]:
     found = []
-    sizes = objective.projections()
+    sizes, joint = objective.projections(), objective.joint_projections()
     for term in objective.terms:
-        kinds = {sizes[term.module_name(pair)] for pair in term.pairs} if term.project else set()
+        kinds = {sizes[term.module_name(pair)] for pair in term.pairs} if term.project and not term.joint else set()
         projection = ", ".join(f"{kind} {a} to {b}" for kind, a, b in sorted(kinds)) or None
+        if term.joint:
+            projection = str(joint[term.joint_name])
         found.append(
             PlannedTerm(
                 name=term.name,
@@ -250,6 +253,9 @@ def _shape(term: BoundTerm, objective: BoundObjective) -> str:
     def of(model: ModelShape, layer: int) -> str:
         if term.kind == "logits":
             return "[B,V]"
+        if term.kind in STAGED:
+            width = width_at(model, term.kind, layer)
+            return f"[B,{width}]" if term.pool else f"[B,{width},H,W]" if term.kind == "features" else f"[B,N,{width}]"
         width, heads = model.width_at(layer), model.heads_at(max(layer, 0))
         if term.kind == "hidden":
             return f"[B,{width}]" if term.pool else f"[B,S,{width}]"

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_valid
 from potstill import losses
 from potstill.checks import nearest, problem, unknown_name
 from potstill.errors import RecipeError
+from potstill.kinds import takes
 from potstill.sections import (
     AssistantSection,
     CacheSection,
@@ -28,15 +29,16 @@ from potstill.sections import (
     StudentSection,
     TeacherSection,
 )
-from potstill.terms import PEERS, TEACHER, Term, takes
+from potstill.terms import PEERS, TEACHER, Term
 from potstill.training.combination import CONFIDENT, Combination
 from potstill.training.settings import TrainSettings
 
-OF_TEXTS, OF_MAPS = ("text_classification",), ("semantic_segmentation",)
+OF_TEXTS = ("text_classification",)
 TEXT_KEYS = ("data.columns.text", "data.columns.text_pair", "data.max_length", "student.vocabulary")
 IMAGE_KEYS = ("data.columns.image", "data.image_size", "data.augment")
+OF_MAPS = ("semantic_segmentation",)
 MAP_KEYS = ("data.columns.label_map", "data.palette", "data.void", "data.class_weights", "data.protocol")
-ROW_KEYS = ("data.columns.label", "data.problem", "data.unlabelled")  # of labels that are no maps
+LABEL_KEYS = ("data.columns.label", "data.problem", "teacher.route")  # of rows with one label each
 SCALARS = ("int", "float", "str", "constrained-int")
 
 
@@ -79,7 +81,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fitting_rows(self) -> Self:
         of_others = IMAGE_KEYS if self.task in OF_TEXTS else TEXT_KEYS
-        of_others += ROW_KEYS if self.task in OF_MAPS else MAP_KEYS
+        of_others += LABEL_KEYS if self.task in OF_MAPS else MAP_KEYS
         wrong = [key for key in of_others if _differs(self, key.split("."))]
         if wrong:
             raise ValueError(f"{', '.join(wrong)} mean nothing for {self.task}. Leave them out")

@@ -18,21 +18,21 @@ from potstill.evaluation.results import (
     CONVENTION,
     Contender,
     Truth,
+    class_score,
     highlights,
     judgement,
     metric_table,
     model_entry,
     per_class_change,
 )
-from potstill.metrics import primary
+from potstill.metrics import SEGMENTATION_QUARTER, of_pixels, primary
 from potstill.recipe import Recipe
 from potstill.runs import RunFolder
 from potstill.sections import FurtherTeacherSection, TeacherSection, architecture_named
 from potstill.shipping import hardware, versions
-from potstill.tasks.semantic_segmentation import OF_PIXELS, STRIDE
 from potstill.terms import TEACHER
 from potstill.training import Precision
-from potstill.workbench import Workbench
+from potstill.workbench import Workbench, label_array
 
 SCHEMA = 1
 
@@ -49,7 +49,7 @@ def assemble(
     by_key = {contender.key: contender for contender in contenders}
     splits = dict.fromkeys(["train", "validation", bench.evaluated_on])
     labels = {split: bench.labels(split) for split in splits}
-    labels["train"] = bench.labels_of(bench.sample_of_train)
+    labels["train"] = label_array(bench.sample_of_train, bench.task.problem)
     index = list(by_key["student"].seeds).index(shipped)
     truth = Truth(bench.task.problem, bench.task.names, labels, bench.evaluated_on, index)
     entries = {c.key: model_entry(c, by_key["teacher"], truth) for c in contenders}
@@ -63,7 +63,8 @@ def assemble(
         **judgement(by_key["student"], by_key, truth),
         # an accelerator's time beside a processor's would be no comparison
         "highlights": highlights(entries, [] if torch.cuda.is_available() else exports, bench.task.words.row),
-        "per_class_change": per_class_change(entries),
+        "class_score": class_score(truth.problem),
+        "per_class_change": per_class_change(entries, class_score(truth.problem)["key"]),
         "exports": list(exports),
         "examples": _examples(bench, by_key, truth),
         "how": _how(bench, contenders),
@@ -140,8 +141,9 @@ def _sizes(bench: Workbench) -> dict[str, Any]:
 
 
 def _examples(bench: Workbench, by_key: Mapping[str, Contender], truth: Truth) -> dict[str, Any] | None:
-    """Where teacher and the shipped student disagree; of images, each with a small picture. Pixels have none."""
-    if truth.problem in OF_PIXELS:
+    """Where teacher and the shipped student disagree; of images, each with a small picture. None of a segmentation,
+    whose images are shown with what each model sees in them."""
+    if of_pixels(truth.problem):
         return None
     found = fidelity.disagreements(
         bench.task.shown(bench.raw[truth.split]),
@@ -191,7 +193,7 @@ def _how(bench: Workbench, contenders: Sequence[Contender]) -> list[dict[str, st
             "the same batches in the same order, refinement included, and learn from the labels alone. "
             + _same_steps(bench.recipe),
         },
-        *(_of_pixels(bench) if bench.task.problem in OF_PIXELS else _of_rows()),
+        *(_of_pixels(bench) if of_pixels(bench.task.problem) else _of_rows()),
         {
             "number": "Overfitting",
             "made": f"The primary metric on {len(bench.sample_of_train):,} training rows, drawn at random, and on the "
@@ -239,24 +241,23 @@ def _of_rows() -> list[dict[str, str]]:
 def _of_pixels(bench: Workbench) -> list[dict[str, str]]:
     """How the numbers of pixels were made."""
     height, width = bench.reader.size
-    stride = STRIDE[bench.task.problem]
-    size = f"{-(-height // stride)} x {-(-width // stride)}"
-    where = f"of the label maps at {size}, the size at which images are read"
-    if stride > 1:
-        where = f"at {size}, a quarter of the {height} x {width} at which images are read (TransKD's protocol): such "
-        where += "numbers can't be compared with those of full resolution"
+    where = f"of the label maps as they are stored, to which logits of images read at {height} x {width} are brought"
+    if bench.task.problem == SEGMENTATION_QUARTER:
+        where = (
+            f"at a quarter of the {height} x {width} at which images are read (TransKD's protocol): labels are brought "
+            "there by the nearest pixel. Such numbers can't be compared with those of full resolution"
+        )
     return [
         {
             "number": "Pixels",
-            "made": f"Every pixel that isn't void, {where}; maps are read by the nearest pixel, logits of another size "
-            "brought there bilinearly. A class's IoU is of all images together; classes that occur nowhere are left "
-            "out of the mean. Boundary IoU is of the bands within 2 % of the diagonal along edges. Intervals resample "
-            "images.",
+            "made": f"Every pixel that isn't void, {where}. A class's IoU is of all images together; classes that "
+            "occur nowhere are left out of the mean. Boundary IoU is of the bands within 2 % of the diagonal along edges. "
+            "Intervals resample images.",
         },
         {
             "number": "Agreement and KL",
-            "made": "Over all pixels of the evaluated split that aren't void: the share with the teacher's answer, and "
-            "the mean KL(teacher || model) at temperature 1.",
+            "made": "Over the evaluated split's pixels that aren't void, at the size that losses compare them at: the "
+            "share with the teacher's answer, and the mean KL(teacher || model) at temperature 1.",
         },
     ]
 
@@ -276,7 +277,7 @@ def described(recipe: Recipe, role: str) -> str:
     given: dict[str, TeacherSection | FurtherTeacherSection] = {TEACHER: recipe.teacher}
     given |= {other.name: other for other in recipe.teacher.others}
     if role in given:
-        model, settings = given[role].model, given[role].train
+        model, settings = given[role].called, given[role].train
         how = "taken as it is" if settings is None else f"trained here for {settings.epochs:g} epochs"
         return f"{model}, {how}"
     if role.startswith("assistant-"):

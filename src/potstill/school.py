@@ -38,7 +38,11 @@ from potstill.workbench import LABELS_ONLY, Workbench, model_path
 PEER_SEEDS = 1000  # between students that learn together: alike in weights, they would teach each other nothing
 NEW_TEACHER_SEED = 500  # between a teacher of a config and a student of the same: alike in weights, as above
 BASELINES = ("baseline", "pretrained_baseline")
-LATER = {"embeddings": "dense", "classifier": None}  # keys that came later, with what they were before
+LATER = {
+    "embeddings": "dense",
+    "classifier": None,
+    "stage_weights": None,
+}  # keys that came later, with what they were before
 _NOTHING = object()
 
 

@@ -69,9 +69,9 @@ class DataSection(SourceSection):
 
     `augment` changes training images; validation and test are never changed.
 
-    For label maps, `palette` has a colour for each id from 0, `void` lists the ids that mean no class, and
-    `class_weights` weighs the classes in the loss of labels. `protocol` says where losses and metrics look: at every
-    pixel that is read (``full``), or at a ``quarter`` of both sides, as TransKD does; its numbers are other ones.
+    For label maps, `palette` has a colour for each id from 0, `void` lists the ids that mean no class,
+    `class_weights` weighs the classes in the loss of labels, and `protocol` says at which size logits and labels are
+    compared: ``full``, or ``quarter`` as TransKD has it.
     """
 
     columns: ColumnsSection = ColumnsSection()
@@ -118,6 +118,11 @@ class FurtherTeacherSection(Section):
     train: Train | None = None
     seed: int = 1
     weight: Annotated[float, Gt(0)] = 1.0
+
+    @property
+    def called(self) -> str:
+        """What the teacher is, in a few words."""
+        return self.model
 
 
 class TeacherSection(Section):
@@ -277,6 +282,7 @@ class TermSection(BaseModel):
     share: bool = False
     embeddings: bool | None = None
     pool: str | None = None
+    stage_weights: list[float] | None = None
     teacher: str | None = None
     shift: bool = False
     classifier: Literal["class", "distillation"] | None = None

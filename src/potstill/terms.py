@@ -8,10 +8,8 @@ Decisions:
 - Any number of a term may be a schedule: weight, temperature, and each argument of the loss.
 """
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -19,53 +17,20 @@ from torch import Tensor
 from potstill import losses
 from potstill.checks import problem, unknown_name
 from potstill.errors import RecipeError
+from potstill.fitting import AUTO, NOUNS, projection_of, require_heads
+from potstill.kinds import KINDS, LAYERLESS, OF_MAPS, OF_ROWS, family, layer_count, takes
 from potstill.knowledge.architectures import ModelShape, no_such_classifier
+from potstill.knowledge.types import STAGED
 from potstill.mappings import EMBEDDINGS, Pairs, layer_map
-from potstill.projectors import LINEAR, PROJECTIONS
+from potstill.projectors import JOINT
 from potstill.schedules import Constant, Plain, Schedule, plain_schedule, schedule
 
-
-@dataclass(frozen=True)
-class Kind:
-    """One kind of knowledge: the families (files) of losses that fit it, its usual loss, what it is a mean over."""
-
-    families: tuple[str, ...]
-    usual: str | None  # None: the task says, in `Defaults`
-    positions: str
-
-
-KINDS: dict[str, Kind] = {
-    "labels": Kind(("labels",), None, "labels"),
-    "logits": Kind(("divergence", "bounded", "logits", "samples", "dense"), None, "outputs"),
-    "hidden": Kind(("hidden", "structure", "granularity", "samples", "contrastive"), "hidden_mse", "tokens"),
-    "attention": Kind(("attention",), "attention_kl", "tokens"),
-    "scores": Kind(("scores",), "score_mse", "tokens"),
-    "queries": Kind(("relation",), "relation_kl", "tokens"),
-    "keys": Kind(("relation",), "relation_kl", "tokens"),
-    "values": Kind(("relation",), "relation_kl", "tokens"),
-}
-LAYERLESS = ("labels", "logits")
-OF_ROWS = ("samples", "contrastive")  # families that compare one vector a row
-OF_MAPS = ("dense",)  # families that compare maps [B,C,H,W]
 POOLS = ("first", "mean", "last")
-AUTO, EARTH_MOVER = "auto", "earth_mover"
+EARTH_MOVER = "earth_mover"
 TEACHER, PEERS = "teacher", "peers"
 #: Maps that name layers one by one or end at the logits: the embeddings' outputs are no pair of theirs.
 WITHOUT_EMBEDDINGS = ("pkd_skip", "pkd_last", "all", EARTH_MOVER)
-#: Losses of hidden states that compare what has no width: angles, similarities, norms. A test holds the list.
-ANY_WIDTH = frozenset(
-    {
-        *("attention_transfer", "crd", "hidden_cka", "mgskd_samples", "mgskd_spans", "mgskd_tokens"),
-        *(
-            "neuron_selectivity",
-            "pairwise_affinity_mse",
-            "rkd_angle",
-            "rkd_distance",
-            "similarity_mse",
-            "similarity_preserving",
-        ),
-    }
-)
+WHO_HAS = {"features": "models of images have them", "patches": "vision transformers have them"}
 #: What the objective gives to a loss; the other parameters are the recipe's.
 OURS = ("student", "teacher", "mask", "temperature", "labels", "student_next", "teacher_next")
 MEMORY = ("negatives", "width", "momentum")  # of `ContrastiveMemory`, written beside the arguments of `crd`
@@ -76,18 +41,21 @@ class Term:
     """One term of an objective, as a recipe writes it.
 
     Args:
-        knowledge: labels, logits, hidden, attention, scores, queries, keys or values.
+        knowledge: labels, logits, hidden, attention, scores, queries, keys, values, features or patches.
         loss: a name in `potstill.losses` of a family that fits, or a function of the same form; None takes the usual.
         layers: a name of `potstill.mappings` (uniform, first, last, skip, last1, pkd_skip, …), explicit pairs
             ``{student: teacher}``, or ``earth_mover``: every pair, weighted by the optimal flow between the layers.
         weight: a number, or a schedule such as ``{schedule: linear, from: 1, to: 0}``.
         temperature: a number or a schedule, for losses that take one.
-        project: ``auto`` (linear where the widths differ), a kind of `potstill.projectors`, or ``none``; for hidden
-            states.
+        project: ``auto`` (a linear map, or a 1x1 convolution of features, where the widths differ), a kind of
+            `potstill.projectors`, or ``none``; for hidden states, features and patches.
         share: one projection for all layer pairs (TinyBERT), not one each.
         embeddings: whether the embeddings' outputs are a pair of hidden states too; None: with a map that goes over
             the layers evenly, but not with PKD's, first2 or last1, and not for pooled states.
-        pool: first ([CLS]), mean or last: one vector a row out of its hidden states, for losses of rows.
+        pool: first ([CLS]), mean or last: one vector a row out of its hidden states, for losses of rows; only the mean
+            of features and patches.
+        stage_weights: one number a pair of stages: the term is the sum of its pairs' values times these, not their
+            mean.
         teacher: the name of the teacher to learn from, or ``peers``; None: every teacher.
         shift: exchange the teacher's highest logit with that of the true class where it is wrong.
         classifier: which of the student's learns, where it has several: ``class`` or ``distillation`` of a DeiT
@@ -104,6 +72,7 @@ class Term:
     share: bool = False
     embeddings: bool | None = None
     pool: str | None = None
+    stage_weights: Sequence[float] | None = None
     teacher: str | None = None
     shift: bool = False
     classifier: str | None = None
@@ -136,6 +105,7 @@ class BoundTerm:
     source: str = TEACHER  # which teacher it learns from
     sources: int = 1  # over how many teachers the written term was spread
     pool: str | None = None
+    stage_weights: tuple[float, ...] | None = None
     share: bool = False
     shift: bool = False
     classifier: str | None = None
@@ -156,6 +126,16 @@ class BoundTerm:
         temperature = {"temperature": self.temperature(0.0)} if isinstance(self.temperature, Constant) else {}
         return {**self.options, **temperature}
 
+    @property
+    def joint(self) -> bool:
+        """Whether one projection sees all pairs at once."""
+        return self.project in JOINT
+
+    @property
+    def joint_name(self) -> str:
+        """The name under which a joint projection is trained and checkpointed."""
+        return f"{self.name}_{self.project}".replace(" ", "_")
+
     def module_name(self, pair: tuple[int, int]) -> str:
         """The name under which the projection (or memory) of a layer pair is trained and checkpointed."""
         student, teacher = ("embeddings" if layer == EMBEDDINGS else str(layer) for layer in pair)
@@ -163,12 +143,6 @@ class BoundTerm:
         if self.share:
             return f"{base}_shared"
         return f"{base}_{student}_to_all" if self.transport else f"{base}_{student}_to_{teacher}"
-
-
-@cache
-def takes(loss: Callable[..., Tensor]) -> frozenset[str]:
-    """The names of a loss's arguments; looked up once, since the objective asks in every step."""
-    return frozenset(inspect.signature(loss).parameters)
 
 
 def written(term: Mapping[str, Any]) -> Term:
@@ -213,7 +187,7 @@ def bind_term(
         pairs = _pairs(term, loss, student, shape)
         if pairs:
             assert shape is not None
-            _check_heads(term, pairs, student, shape, options)
+            require_heads(term.knowledge, pairs, student, shape, options)
         found.append(
             BoundTerm(
                 name=name if len(sources) == 1 else f"{name} from {source}",
@@ -222,12 +196,13 @@ def bind_term(
                 pairs=pairs,
                 weight=plain_schedule(term.weight),
                 temperature=_temperature(term, loss),
-                project=_projection(term, loss, pairs, student, shape),
+                project=projection_of(term.knowledge, (term.project, term.share), loss, pairs, student, shape),
                 options=options,
                 scheduled=scheduled,
                 source=source,
                 sources=len(sources),
                 pool=_pool(term, loss),
+                stage_weights=_stage_weights(term, pairs),
                 share=term.share,
                 shift=term.shift,
                 classifier=term.classifier,
@@ -293,8 +268,12 @@ def _check_fields(term: Term, loss: Callable[..., Tensor]) -> None:
     if term.pool is not None:
         if term.pool not in POOLS:
             raise RecipeError(unknown_name("pooling", term.pool, POOLS))
-        if term.knowledge != "hidden":
+        if not KINDS[term.knowledge].projections:
             raise RecipeError(f"Only hidden states are pooled, not {term.knowledge}. Remove the key 'pool'.")
+        if term.knowledge in STAGED and term.pool != "mean":
+            raise RecipeError(f"{NOUNS[term.knowledge]} have no {term.pool} token. Set pool: mean.")
+        if family(loss) in OF_MAPS:
+            raise RecipeError(f"'{name}' compares maps, so nothing can be pooled. Remove the key 'pool'.")
         if family(loss) == "granularity" or "student_next" in takes(loss):
             raise RecipeError(
                 f"'{name}' compares the tokens of a row, so nothing can be pooled. Remove the key 'pool'."
@@ -309,11 +288,6 @@ def _check_fields(term: Term, loss: Callable[..., Tensor]) -> None:
         raise RecipeError(f"A classifier gives logits, and no {term.knowledge}. Remove the key 'classifier'.")
     if term.knowledge in LAYERLESS and term.layers is not None:
         raise RecipeError(f"'{term.knowledge}' has no layers. Remove the key 'layers'.")
-
-
-def family(loss: Callable[..., Tensor]) -> str:
-    """The file that a loss stands in."""
-    return loss.__module__.rpartition(".")[2]
 
 
 def _temperature(term: Term, loss: Callable[..., Tensor]) -> Schedule | None:
@@ -331,10 +305,27 @@ def _temperature(term: Term, loss: Callable[..., Tensor]) -> Schedule | None:
 
 
 def _pool(term: Term, loss: Callable[..., Tensor]) -> str | None:
-    """The pooling asked for; losses of rows take the first token's state where none is."""
-    if term.knowledge == "hidden" and term.pool is None and family(loss) in OF_ROWS:
-        return "first"
+    """The pooling asked for; losses of rows take the first token's state where none is, or the mean of a stage."""
+    if KINDS[term.knowledge].projections and term.pool is None and family(loss) in OF_ROWS:
+        return "mean" if term.knowledge in STAGED else "first"
     return term.pool
+
+
+def _stage_weights(term: Term, pairs: Pairs) -> tuple[float, ...] | None:
+    if term.stage_weights is None:
+        return None
+    if term.knowledge not in STAGED or term.layers == EARTH_MOVER:
+        what = "pairs that the flow weighs" if term.layers == EARTH_MOVER else term.knowledge
+        raise RecipeError(f"'stage_weights' are for stages of features and patches, not {what}. Remove the key.")
+    numbers = [x for x in term.stage_weights if isinstance(x, int | float) and not isinstance(x, bool)]
+    if len(numbers) != len(term.stage_weights) or len(numbers) != len(pairs):
+        raise RecipeError(
+            problem(
+                "'stage_weights' has one number for each pair of stages",
+                given=f"{list(term.stage_weights)}, and {len(pairs)} pairs: {dict(pairs)}",
+            )
+        )
+    return tuple(map(float, numbers))
 
 
 def _pairs(term: Term, loss: Callable[..., Tensor], student: ModelShape, teacher: ModelShape | None) -> Pairs:
@@ -347,65 +338,11 @@ def _pairs(term: Term, loss: Callable[..., Tensor], student: ModelShape, teacher
         named = isinstance(term.layers, str)
         one_by_one = named and (term.layers in WITHOUT_EMBEDDINGS or term.layers[-1:].isdigit())
         embeddings = term.knowledge == "hidden" and not one_by_one and _pool(term, loss) is None
-    pairs = layer_map(spec, student.layers, teacher.layers, embeddings=embeddings)
+    counts = [layer_count(shape, term.knowledge) for shape in (student, teacher)]
+    if term.knowledge in STAGED and not all(counts):
+        without = ", ".join(shape.family for shape, count in zip((student, teacher), counts, strict=True) if not count)
+        raise RecipeError(f"There are no {term.knowledge} of {without}: {WHO_HAS[term.knowledge]}.")
+    pairs = layer_map(spec, *counts, embeddings=embeddings)
     if "student_next" in takes(loss) and len(pairs) < 2:
         raise RecipeError(f"'{loss.__name__}' looks at what happens between two layers, and this map has one pair.")
     return pairs
-
-
-def _projection(
-    term: Term, loss: Callable[..., Tensor], pairs: Pairs, student: ModelShape, teacher: ModelShape | None
-) -> str | None:
-    if term.project not in (AUTO, "none", *PROJECTIONS):
-        raise RecipeError(unknown_name("projection", term.project, (AUTO, "none", *PROJECTIONS)))
-    if term.knowledge != "hidden" or teacher is None:
-        if term.project in PROJECTIONS or term.share:
-            raise RecipeError(f"Only hidden states are projected, not {term.knowledge}. Remove 'project' or 'share'.")
-        return None
-    widths = {(student.width_at(ours), teacher.width_at(theirs)) for ours, theirs in pairs}
-    differs = loss.__name__ not in ANY_WIDTH and any(ours != theirs for ours, theirs in widths)
-    if term.project == "none" and term.share:
-        raise RecipeError("'share' is about projections, and project: none has none. Remove one of the keys.")
-    if term.project == "none" and differs:
-        raise RecipeError(
-            problem(
-                "Hidden states of different widths can't be compared without a projection",
-                given=f"student {student.width}, teacher {teacher.width}, project: none",
-                do="Set project: linear",
-            )
-        )
-    if loss is losses.crd and (term.project in PROJECTIONS or term.share):
-        raise RecipeError("'crd' has projections of its own, to the width of its memory. Remove the key.")
-    kind = term.project if term.project in PROJECTIONS else LINEAR if differs and term.project == AUTO else None
-    if kind and term.share and len(widths) > 1:
-        raise RecipeError(f"One projection can't be shared by layers of different widths: {sorted(widths)}.")
-    return kind
-
-
-def _check_heads(
-    term: Term, pairs: Pairs, student: ModelShape, teacher: ModelShape, options: Mapping[str, Any]
-) -> None:
-    heads = options.get("heads")
-    if heads and (not isinstance(heads, int) or any(shape.width % heads for shape in (student, teacher))):
-        raise RecipeError(
-            problem(
-                "Relation heads cut both widths into equal parts, so their number must divide both",
-                given=f"heads {heads}, widths: student {student.width}, teacher {teacher.width}",
-            )
-        )
-    if term.knowledge == "hidden" or heads or options.get("reduce_heads", "none") != "none":
-        return
-    if all(student.heads_at(ours) == teacher.heads_at(theirs) for ours, theirs in pairs):
-        return
-    way = (
-        "Give 'heads' (relation heads, a divisor of both widths, such as 12), which regroups both sides"
-        if KINDS[term.knowledge].families == ("relation",)
-        else "Set reduce_heads: mean, or distil values, keys and queries instead, which can be regrouped"
-    )
-    raise RecipeError(
-        problem(
-            f"{term.knowledge.capitalize()} are compared head by head, and the head counts differ",
-            given=f"student {student.heads}, teacher {teacher.heads}",
-            do=way,
-        )
-    )

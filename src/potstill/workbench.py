@@ -14,7 +14,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from potstill.data import samples
 from potstill.data.rows import joined, viewed
 from potstill.encoding import digest_both, digest_rows, encoded, texts_of, with_teachers
-from potstill.evaluation.outputs import OUTPUTS
 from potstill.labelled import (
     LABELLED,
     TEST,
@@ -24,6 +23,7 @@ from potstill.labelled import (
     config_of,
     unlabelled,
 )
+from potstill.metrics import of_pixels
 from potstill.objective import Objective
 from potstill.recipe import OF_TEXTS, Recipe
 from potstill.students import (
@@ -116,12 +116,8 @@ class Workbench:
         return rows.select(np.random.default_rng(0).permutation(len(rows))[:SAMPLE_OF_TRAIN].tolist())
 
     def labels(self, split: str) -> np.ndarray[Any, Any]:
-        """The labels of a split: [N] class numbers or values, or [N,V]; of label maps, the pixels of each class."""
-        return self.labels_of(self.rows[split])
-
-    def labels_of(self, rows: Any) -> np.ndarray[Any, Any]:
-        """The labels of some of the rows, as `labels` has them."""
-        return OUTPUTS[self.task.problem].truth(rows, self.task, self.task.collator(self.reader))
+        """The labels of a split: [N] class numbers or values, or [N,V]."""
+        return label_array(self.rows[split], self.task.problem)
 
     @property
     def attention(self) -> str | None:
@@ -149,6 +145,12 @@ class Workbench:
     def check_rows(self, name: str, model: PreTrainedModel) -> None:
         """Raise `ModelError` where a model can't take what the rows become."""
         self.task.check_rows(name, model, self.reader, self.rows)
+
+
+def label_array(rows: Any, problem: str) -> np.ndarray[Any, Any]:
+    """The labels of encoded rows: [N] class numbers or values, or [N,V]: yes or no, or pixels of each class."""
+    whole = problem == "single_label" or of_pixels(problem)
+    return np.asarray(rows["labels"], dtype=np.int64 if whole else np.float32)
 
 
 def model_path(name: str) -> str:

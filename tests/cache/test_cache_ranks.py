@@ -39,6 +39,7 @@ def keep_twice(made: dict[str, Any], out: Path) -> dict[str, Any]:
         if not ranks.is_main():
             late_to_look()
         first = keep(made, out)["teacher"]
+        ranks.wait()  # the late one reads, too, before anything is damaged
         broken = ranks.on_main(lambda: damage(out / "cache"))
         ranks.wait()
         return {"first": first, "broken": broken, "second": keep(made, out)["teacher"], "agree": ranks.same(first)}

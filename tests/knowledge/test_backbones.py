@@ -58,6 +58,17 @@ def test_hidden_states_and_attention_are_the_backbones(backbone):
     assert seen.queries[2].shape[1] == 2
 
 
+@pytest.mark.parametrize("backbone", ATTENDING)
+def test_patch_embeddings_are_the_backbones(backbone):
+    model, inputs = tiny_upernet(backbone), pixels()
+    needs = Needs(patches=frozenset((0, 2)))
+    with torch.no_grad():
+        seen, inner = observe(model, inputs, needs).patches, observe(model.backbone, inputs, needs).patches
+    assert describe(model).patches == WIDTHS.get(backbone, (8, 16, 24, 32))
+    assert set(seen) == {0, 2}
+    assert all(torch.equal(seen[stage], inner[stage]) for stage in seen)
+
+
 def test_gradients_reach_the_backbone():
     model = tiny_upernet("pvt_v2")
     seen = observe(model, pixels(), Needs(features=frozenset((2,))))

@@ -100,3 +100,54 @@ def test_tokens_that_cover_no_grid_are_refused():
     assert as_map(torch.zeros(1, 6, 5), (5, 3)).shape == (1, 5, 3, 2)  # merged once, rounding up
     with pytest.raises(ModelError, match=r"7 tokens, grid \(5, 3\)"):
         as_map(torch.zeros(1, 7, 5), (5, 3))
+
+
+def patches_of(model, inputs):
+    stages = frozenset(range(len(describe(model).patches)))
+    with torch.no_grad():
+        return observe(model, inputs, Needs(patches=stages)).patches
+
+
+@pytest.mark.parametrize("family", ["segformer", "pvt_v2"])
+def test_patches_are_embedded_before_the_blocks_of_their_stage(family):
+    model, inputs = tiny_model(family, layers=3), tiny_inputs(family)
+    entering = [inputs["pixel_values"], features_of(model, inputs)[0]]
+    stages = model.base_model.stages if family == "segformer" else model.base_model.encoder.layers
+    embed = "patch_embeddings" if family == "segformer" else "patch_embedding"
+    seen = patches_of(model, inputs)
+    assert [value.shape[2] for value in seen.values()] == list(describe(model).patches) == [16, 32]
+    with torch.no_grad():
+        for stage, source in enumerate(entering):
+            assert torch.equal(seen[stage], getattr(stages[stage], embed)(source)[0])
+
+
+def test_patches_of_swin_are_merged_before_each_stage_but_the_first():
+    model, inputs = tiny_model("swin", layers=3), tiny_inputs("swin")
+    with torch.no_grad():
+        embedded, grid = model.swin.embeddings(inputs["pixel_values"])
+        seen = patches_of(model, inputs)
+        merged = model.swin.encoder.layers[0].downsample
+        before = observe(model, inputs, Needs(hidden=frozenset({1}))).hidden[1]
+        assert torch.equal(seen[1], merged(before, grid))
+    assert torch.equal(seen[0], embedded)
+
+
+@pytest.mark.parametrize(("family", "prefix"), [("vit", 1), ("deit", 2), ("dinov2", 1)])
+def test_patches_of_one_resolution_have_their_positions_and_no_token_before_them(family, prefix):
+    model, inputs = tiny_model(family, layers=3), tiny_inputs(family)
+    with torch.no_grad():
+        embedded = model.base_model.embeddings(inputs["pixel_values"])
+    seen = patches_of(model, inputs)
+    assert list(seen) == [0]
+    assert torch.equal(seen[0], embedded[:, prefix:])
+
+
+def test_patches_that_are_not_there_are_refused():
+    for family, stage, said in (
+        ("resnet", 0, "Only vision transformers have patch embeddings"),
+        ("vit", 1, "patches of ViT.* has no layer 1"),
+        ("bert", 0, "Only vision transformers"),
+    ):
+        model = tiny_model(family)
+        with pytest.raises(ModelError, match=said):
+            observe(model, tiny_inputs(family), Needs(patches=frozenset({stage})))

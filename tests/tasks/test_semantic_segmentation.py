@@ -1,4 +1,4 @@
-"""A segmentation reads images and label maps at one size, and brings all logits to the labels."""
+"""Segmentation: labels and logits at one size under both protocols, void pixels, what is refused."""
 
 from dataclasses import replace
 
@@ -6,155 +6,190 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import IMAGE, tiny_upernet
-from tiny_segmentation import CLASSES, segmentation_rows, tiny_segformer
+from tiny import IMAGE, tiny_model, tiny_upernet
+from tiny_images import tiny_reader
+from tiny_maps import CLASSES, VOID_ID, tiny_map_rows, tiny_segformer, tiny_segmenter
 from torch.nn import functional
-from transformers import AutoConfig
 
-from potstill.augment.image import Augmentation
-from potstill.errors import ModelError
+from potstill.augment.image import VIEW, Augmentation
+from potstill.data.rows import without_labels
+from potstill.errors import ArgumentError, ModelError
 from potstill.knowledge import Knowledge
-from potstill.metrics.segmentation import VOID
 from potstill.objective import Objective
-from potstill.tasks import SemanticSegmentation
-from potstill.tasks.images import ImageReader, default_reader
+from potstill.tasks import MapClasses, SemanticSegmentation
+from potstill.tasks.semantic_segmentation import nearest, quarter, resized_logits
 from potstill.training.distiller import Distiller
 
-TASK = SemanticSegmentation(names=CLASSES.names, classes=CLASSES)
-QUARTER = SemanticSegmentation("segmentation_quarter", CLASSES.names, CLASSES)
-H, W = IMAGE
+MAPS = MapClasses(CLASSES, (VOID_ID,))
+TASK = SemanticSegmentation(MAPS)
+QUARTER = SemanticSegmentation(MAPS, "quarter")
 
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    tiny_segformer().save_pretrained(folder)
-    return default_reader(folder, size=IMAGE)
+    tiny_segmenter(folder)
+    return tiny_reader(folder)
 
 
-def batch_of(task, reader, count=4, **options):
-    return task.collator(reader, **options)(task.encode(segmentation_rows(count), reader).to_list())
+def batch_of(task, reader, rows=3, **options):
+    return task.collator(reader, **options)(task.encode(tiny_map_rows(rows), reader).to_list())
 
 
-def test_labels_are_the_nearest_pixels_of_the_maps_at_the_size_of_the_images(reader):
-    rows = segmentation_rows(4)
+def test_nearest_is_pillows_and_a_quarter_is_what_a_stride_of_four_gives():
+    numbers = np.random.default_rng(0).integers(0, 9, (30, 45))
+    for size in ((8, 12), (7, 45), (64, 88), (30, 45), (4, 4)):
+        expected = Image.fromarray(numbers.astype(np.uint8)).resize(size[::-1], Image.Resampling.NEAREST)
+        found = nearest(torch.from_numpy(numbers), size)
+        np.testing.assert_array_equal(found.numpy(), np.asarray(expected))
+    for size in ((32, 48), (30, 45), (33, 1)):
+        convolution = torch.nn.Conv2d(1, 1, kernel_size=7, stride=4, padding=3)
+        assert tuple(convolution(torch.zeros(1, 1, *size)).shape[2:]) == quarter(size)
+
+
+def test_a_batch_holds_images_and_class_numbers(reader):
     batch = batch_of(TASK, reader)
-    assert batch["pixel_values"].shape == (4, 3, H, W) and batch["labels"].shape == (4, H, W)
-    assert batch["labels"].dtype == torch.long
-    ids = np.asarray(rows[0]["label_map"].resize((W, H), Image.Resampling.NEAREST)).astype(int)
-    np.testing.assert_array_equal(batch["labels"][0], np.where(ids == 255, VOID, ids))
-    assert (batch["labels"] == VOID).any()
+    assert batch["pixel_values"].shape == (3, 3, *IMAGE)
+    row = tiny_map_rows(3)[1]
+    ids = torch.from_numpy(np.asarray(row["label_map"]).astype(np.int64))
+    assert torch.equal(batch["labels"][1], torch.where(ids == VOID_ID, -100, ids))
+    assert set(batch["labels"].unique().tolist()) == {-100, 0, 1, 2}
 
 
-def test_a_reader_that_cuts_and_pads_does_so_to_maps():
-    reader = replace(own_reader(), size=(50, 30), resize=None)
-    numbers = torch.arange(40 * 56).reshape(40, 56)
-    found = reader.label_map(numbers)
-    assert found.shape == (50, 30)
-    torch.testing.assert_close(found[5:45], numbers[:, 13:43])
-    assert (found[:5] == VOID).all() and (found[45:] == VOID).all()
-    picture = Image.fromarray(np.zeros((40, 56, 3), np.uint8) + 255)
-    padded = replace(reader, mean=(0.0,) * 3, std=(1.0,) * 3)(picture)[0] == 0
-    assert padded.equal(found == VOID)
+def test_labels_are_read_at_the_size_of_the_images(reader, tmp_path):
+    tiny_segmenter(tmp_path)
+    half = TASK.load_reader(tmp_path, size=(16, 24))
+    small, large = batch_of(TASK, half), batch_of(TASK, reader)
+    assert torch.equal(small["labels"], nearest(large["labels"], (16, 24)))
+    both = batch_of(TASK, half, teachers=reader)
+    assert torch.equal(both["teacher_pixel_values"], large["pixel_values"])
+    assert torch.equal(both["labels"], small["labels"])
 
 
-def own_reader():
-    return ImageReader(IMAGE, IMAGE, 2, 1 / 255, (0.5,) * 3, (0.5,) * 3, {"image_processor_type": "Own"})
+def test_logits_are_brought_to_the_labels_or_labels_to_a_quarter(reader):
+    batch = batch_of(TASK, reader)
+    known = Knowledge(logits=torch.randn(3, 3, 8, 12))
+    full = TASK.compared(known, batch).logits
+    expected = functional.interpolate(known.logits, IMAGE, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(full, expected)
+    assert torch.equal(TASK.targets(batch), batch["labels"])
+    assert torch.equal(QUARTER.compared(known, batch).logits, known.logits)
+    assert torch.equal(QUARTER.targets(batch), nearest(batch["labels"], (8, 12)))
+    for task in (TASK, QUARTER):
+        masks, targets = task.masks(batch), task.targets(batch)
+        assert torch.equal(masks["outputs"], targets != -100)
+        assert torch.equal(masks["labels"], masks["outputs"])
+        assert masks["rows"].all()
+        assert (~masks["outputs"]).any()
+    torch.testing.assert_close(resized_logits(full, (8, 12)), QUARTER.compared(Knowledge(logits=full), batch).logits)
 
 
-def test_a_processor_of_its_own_needs_a_size():
-    own = replace(own_reader(), processor=lambda picture, **_: None)
-    assert own.label_map(torch.zeros(4, 4, dtype=torch.long)).shape == IMAGE
-    with pytest.raises(ModelError, match=r"Set data\.image_size"):
-        replace(own, resize=40).label_map(torch.zeros(4, 4, dtype=torch.long))
-
-
-def test_the_quarter_protocol_has_labels_of_the_size_of_segformers_logits(reader):
-    batch = batch_of(QUARTER, reader)
+def test_teacher_and_student_of_other_sizes_meet(reader):
+    """UperNet's logits have the size of the image, SegFormer's a quarter of it."""
+    student, teacher = tiny_segformer(), tiny_upernet("pvt_v2")
+    batch = batch_of(TASK, reader)
     with torch.no_grad():
-        logits = tiny_segformer()(batch["pixel_values"]).logits
-    assert batch["labels"].shape[1:] == logits.shape[2:] == (8, 12)
-    full = batch_of(TASK, reader)["labels"]
-    assert batch["labels"].equal(full[:, 2::4, 2::4])
+        ours, theirs = (model(pixel_values=batch["pixel_values"]).logits for model in (student, teacher))
+    assert ours.shape[2:] != theirs.shape[2:]
+    for task in (TASK, QUARTER):
+        distiller = Distiller(student, Objective([{"knowledge": "logits"}]), task, teacher).eval()
+        size = task.targets(batch).shape[1:]
+        placed = [resized_logits(x, size).movedim(1, -1).log_softmax(-1)[task.masks(batch)["outputs"]]
+                  for x in (ours, theirs)]  # fmt: skip
+        expected = functional.kl_div(*placed, log_target=True, reduction="batchmean")
+        torch.testing.assert_close(distiller(batch).total, expected)
 
 
-def test_logits_of_any_size_come_to_the_labels(reader):
+@pytest.mark.parametrize("task", [TASK, QUARTER])
+def test_an_exact_copy_has_nothing_to_learn_from_its_teacher(task, reader):
+    student, teacher = tiny_segformer(), tiny_segformer()
+    names = ("kl_divergence", "channel_kl_divergence", "pairwise_affinity_mse", "dist", "pixel_kl_divergence")
+    terms = [{"knowledge": "logits", "loss": name} for name in names]
+    parts = Distiller(student, Objective(terms), task, teacher).eval()(batch_of(task, reader))
+    assert len(parts.terms) == len(names)
+    assert all(abs(share.item()) < 1e-6 for share in parts.terms.values())
+
+
+def test_void_pixels_have_no_gradient(reader):
+    """What a model says where a label is void changes no term's loss."""
     batch = batch_of(TASK, reader)
-    with torch.no_grad():
-        small = tiny_segformer()(batch["pixel_values"]).logits
-    found = TASK.outputs(Knowledge(logits=small), batch).logits
-    expected = functional.interpolate(small, size=IMAGE, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(found, expected)
-    own = TASK.outputs(Knowledge(logits=expected), batch).logits
-    torch.testing.assert_close(own, found)
+    student, teacher = torch.randn(2, 3, 3, *IMAGE, generator=torch.Generator().manual_seed(0))
+    student.requires_grad_()
+    terms = [{"knowledge": "labels"}, {"knowledge": "logits"}, {"knowledge": "logits", "loss": "channel_kl_divergence"}]
+    distiller = Distiller(tiny_segformer(), Objective(terms), TASK, tiny_segformer(seed=1))
+    distiller._observe_student = lambda _: Knowledge(logits=student)
+    distiller.__dict__["_observe_teachers"] = {"teacher": lambda _: Knowledge(logits=teacher)}
+    distiller(batch).total.backward()
+    void = batch["labels"] == -100
+    assert (student.grad.movedim(1, -1)[void] == 0).all()
+    assert (student.grad.movedim(1, -1)[~void] != 0).any()
 
 
-def test_void_is_in_no_mask_and_reaches_no_gradient(reader):
-    batch = batch_of(TASK, reader)
+def test_images_without_a_map_teach_by_their_teacher_alone(reader):
+    rows = tiny_map_rows(2)
+    more = without_labels(rows.remove_columns("label_map"), rows)
+    encoded = TASK.encode(more, reader)
+    assert encoded["labels"] == [[0, 0, 0]] * 2
+    batch = TASK.collator(reader)([*TASK.encode(rows, reader).to_list(), *encoded.to_list()])
     masks = TASK.masks(batch)
-    assert masks["labels"].equal(batch["labels"] != VOID) and masks["outputs"].equal(masks["labels"])
-    assert masks["rows"].equal(torch.ones(4, dtype=torch.bool))
-    batch["labels"][1:] = VOID
-    batch["pixel_values"][1:] = float("nan")  # what is void may be anything
-    terms = Objective([{"knowledge": "labels"}, {"knowledge": "logits"}])
-    distiller = Distiller(tiny_segformer(), terms, TASK, tiny_segformer(seed=1))
-    parts = distiller.eval()(batch)
-    alone = distiller({name: value[:1] for name, value in batch.items()})
-    assert torch.isfinite(parts.total)
-    torch.testing.assert_close(parts.total, alone.total)
+    assert not masks["labels"][2:].any() and masks["outputs"][2:].all()
+    assert (TASK.targets(batch)[2:] == -100).all()
+    alone = TASK.collator(reader)(encoded.to_list())
+    assert "labels" not in alone and TASK.targets(alone) is None
+    for task, size in ((TASK, IMAGE), (QUARTER, (8, 12))):
+        assert task.masks(alone)["outputs"].shape == (2, *size)
+        assert task.masks(alone)["outputs"].all() and not task.masks(alone)["labels"].any()
 
 
-def test_a_student_learns_pixel_by_pixel_from_a_teacher_of_another_size(reader):
-    batch = batch_of(TASK, reader)
-    teacher = tiny_upernet("convnext")  # answers at the size of the image
-    student = tiny_segformer()
-    found = Distiller(student, Objective([{"knowledge": "logits"}]), TASK, teacher).eval()(batch).total
-    with torch.no_grad():
-        ours = functional.interpolate(student(batch["pixel_values"]).logits, size=IMAGE, mode="bilinear")
-        theirs = teacher(batch["pixel_values"]).logits
-    each = functional.kl_div(ours.log_softmax(1), theirs.log_softmax(1), log_target=True, reduction="none").sum(1)
-    torch.testing.assert_close(found, each[batch["labels"] != VOID].mean())
+def test_weights_of_classes_stand_beside_the_masks(reader):
+    task = SemanticSegmentation(MAPS, "full", (0.5, 1.0, 4.0))
+    batch = batch_of(task, reader)
+    weights = task.masks(batch)["weights"]
+    assert "weights" not in TASK.masks(batch)
+    for number, weight in {0: 0.5, 1: 1.0, 2: 4.0, -100: 0.0}.items():
+        assert (weights[batch["labels"] == number] == weight).all()
 
 
-def test_class_weights_make_the_loss_of_labels_pytorchs_weighted_mean(reader):
-    weights = (0.5, 2.0, 7.0)
-    task = replace(TASK, class_weights=weights)
-    batch, student = batch_of(task, reader), tiny_segformer()
-    found = Distiller(student, Objective([{"knowledge": "labels"}]), task).eval()(batch).total
-    logits = functional.interpolate(student(batch["pixel_values"]).logits, size=IMAGE, mode="bilinear")
-    expected = functional.cross_entropy(logits, batch["labels"], torch.tensor(weights), ignore_index=VOID)
-    torch.testing.assert_close(found, expected)
+def test_a_view_moves_map_and_image_alike(reader):
+    task = SemanticSegmentation(MAPS, augmentation=Augmentation(flip=1.0))
+    rows = task.encode(tiny_map_rows(2), reader).to_list()
+    plain, shown = (task.collator(reader)([{**row, **view} for row in rows]) for view in ({}, {VIEW: [0, 0, 1]}))
+    assert torch.equal(shown["labels"], plain["labels"].flip(-1))
+    torch.testing.assert_close(shown["pixel_values"], plain["pixel_values"].flip(-1))
 
 
-def test_a_view_moves_image_and_map_alike(reader):
-    rows = TASK.encode(segmentation_rows(2), reader).to_list()
-    flipping = SemanticSegmentation(names=CLASSES.names, classes=CLASSES, augmentation=Augmentation(flip=1.0))
-    plain = TASK.collator(reader)(rows)
-    shown = flipping.collator(reader)([{**row, "view": [0, 0, n]} for n, row in enumerate(rows)])
-    assert shown["labels"].equal(plain["labels"].flip(-1))
-    torch.testing.assert_close(shown["pixel_values"], plain["pixel_values"].flip(-1), atol=0.02, rtol=0)
-    assert flipping.collator(reader).labels(rows).equal(plain["labels"])
+def test_rows_know_how_many_pixels_of_each_class_metrics_see(reader):
+    rows = tiny_map_rows(3)
+    ids = [np.asarray(picture) for picture in rows["label_map"]]
+    assert TASK.encode(rows, reader)["labels"] == [[int((one == k).sum()) for k in range(3)] for one in ids]
+    stored = TASK.encode(rows, reader)[0]["label_map"]
+    small = [nearest(torch.from_numpy(one.astype(np.int64)), (8, 12)).numpy() for one in ids]
+    assert QUARTER.encode(rows, reader)["labels"] == [[int((one == k).sum()) for k in range(3)] for one in small]
+    assert TASK.truth(stored, (4, 4)).shape == IMAGE and QUARTER.truth(stored, IMAGE).shape == (8, 12)
 
 
-def test_models_without_logits_a_pixel_are_refused(reader, tmp_path):
-    with pytest.raises(ModelError, match="can be built"):
-        TASK.load(AutoConfig.for_model("vit"))
-    rows = {"train": TASK.encode(segmentation_rows(1), reader)}
-    TASK.check_rows("student", tiny_segformer(), reader, rows)
-    with pytest.raises(ModelError, match=r"The student gives no logits of every class and pixel\. Got: Segformer"):
-        TASK.check_rows("student", tiny_segformer(labels=4), reader, rows)
-
-
-def test_loaded_models_have_the_classes(tmp_path):
-    tiny_segformer(labels=5).save_pretrained(tmp_path)
+def test_models_carry_the_classes_and_those_without_known_stages_are_refused(tmp_path):
+    tiny_segmenter(tmp_path)
     loaded = TASK.load(tmp_path)
-    assert loaded.model.config.id2label == {0: "ground", 1: "box", 2: "disc"}
-    assert set(loaded.new_parameters) == {"decode_head.classifier.weight", "decode_head.classifier.bias"}
-    assert isinstance(TASK.load(AutoConfig.for_model("segformer")).model, type(tiny_segformer()))
+    assert loaded.model.config.id2label == dict(enumerate(CLASSES)) and loaded.new_parameters == ()
+    wider = SemanticSegmentation(MapClasses((*CLASSES, "sky")))
+    assert wider.load(tmp_path).new_parameters == ("decode_head.classifier.bias", "decode_head.classifier.weight")
+    for model in (tiny_segformer(), tiny_upernet("swin")):
+        TASK.check_model(model)
+    with pytest.raises(ModelError, match=r"stages of BertFor.* aren't known.*'bert'.*SegFormer"):
+        TASK.check_model(tiny_model("bert"))
 
 
-def test_two_readers_have_to_show_the_same_part():
-    own = own_reader()
-    assert "the student reads" in TASK.two_readers(own, replace(own, mean=(0.4,) * 3), [])
-    with pytest.raises(ModelError, match="read images at different sizes"):
-        TASK.two_readers(own, replace(own, size=(8, 8)), [])
+def test_what_can_not_be_is_refused(reader, tmp_path):
+    with pytest.raises(ArgumentError, match="Did you mean 'quarter'"):
+        SemanticSegmentation(MAPS, "quater")
+    with pytest.raises(ArgumentError, match="2 weights, 3 classes"):
+        SemanticSegmentation(MAPS, class_weights=(1.0, 2.0))
+    with pytest.raises(ArgumentError, match=r"can't be mixed.*mixup 0\.2"):
+        SemanticSegmentation(MAPS, augmentation=Augmentation(mixup=0.2))
+    tiny_segmenter(tmp_path)
+    small = TASK.load_reader(tmp_path, size=16)
+    with pytest.raises(ModelError, match=r"at one size.*16 x 16.*32 x 48.*protocol=full"):
+        QUARTER.collator(small, reader)
+    with pytest.raises(ModelError, match=r"read whole.*resized to 40 before.*image_size"):
+        TASK.encode(tiny_map_rows(1), replace(reader, resize=40))

@@ -71,3 +71,12 @@ def test_a_last_smaller_batch_comes_last(rows):
 
 def test_fewer_rows_than_a_batch():
     assert sorted(order([5, 3, 9], 8)) == [0, 1, 2]
+
+
+def test_numbers_say_the_epoch_where_that_is_asked() -> None:
+    plain = LengthGroupedSampler([3, 1, 2, 5, 4], 2, 7)
+    numbered = LengthGroupedSampler([3, 1, 2, 5, 4], 2, 7, number_epochs=True)
+    for epoch in (0, 1, 4):
+        plain.set_epoch(epoch)
+        numbered.set_epoch(epoch)
+        assert [divmod(number, 5) for number in numbered] == [(epoch, row) for row in plain]

@@ -57,7 +57,7 @@ class Run:
 
         lesson = Lesson(
             task=TASK,
-            tokenizer=tiny_tokenizer(),
+            reader=tiny_tokenizer(),
             rows=TASK.encode(tiny_rows(22), tiny_tokenizer(), max_length=32),
             objective=Objective(TERMS),
             teacher=teacher,

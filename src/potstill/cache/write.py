@@ -217,9 +217,12 @@ def _write_parcel(
             lengths.setdefault(name, []).extend(length for _, length in spans)
         for name, codec in codecs.items():
             tensor = codec.column.of(known).cpu()
+            rows_of: dict[str, list[Tensor]] = {}
             for number in range(len(numbers)):
                 for part, flat in codec.encode(without_padding(tensor[number], codec.column, places, number)).items():
-                    parts.setdefault((name, part), []).append(flat)
+                    rows_of.setdefault(part, []).append(flat)
+            for part, flats in rows_of.items():  # one tensor a batch: one a row takes kilobytes beside its numbers
+                parts.setdefault((name, part), []).append(torch.cat(flats))
     made = {names: torch.cat(flats) for names, flats in parts.items()}
     counted = {name: torch.tensor(values) for name, values in lengths.items()}
     counted = counted or {TOKENS: torch.zeros(len(parcel), dtype=torch.int64)}

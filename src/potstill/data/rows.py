@@ -25,8 +25,7 @@ def standard_columns(dataset: DatasetDict, columns: Columns) -> dict[str, Datase
 
 def _standard(rows: Dataset, columns: Columns) -> Dataset:
     is_routed = ROUTE in rows.column_names and isinstance(rows.features[ROUTE], ClassLabel)
-    labelled = "labels" in rows.column_names  # a label map is an input, and comes along as one
-    return columns.standard(rows, [*(["labels"] if labelled else []), *([ROUTE] if is_routed else [])])
+    return columns.standard(rows, ["labels", *([ROUTE] if is_routed else [])])
 
 
 def routed(dataset: DatasetDict, column: str, names: Sequence[str]) -> DatasetDict:
@@ -110,7 +109,10 @@ def unlabelled_images(
 
 
 def without_labels(rows: Dataset, like: Dataset) -> Dataset:
-    """Rows with a column ``labels``, in the form that it has in `like`, which says that there are none."""
+    """Rows with a column ``labels``, in the form that it has in `like`, which says that there are none; or with an empty
+    ``label_map``, where `like` has maps."""
+    if "label_map" in like.features:
+        return rows.add_column("label_map", [None] * len(rows), feature=like.features["label_map"])
     feature = like.features["labels"]
     empty: Any = IGNORED
     if isinstance(feature, List | SequenceFeature):

@@ -1,4 +1,4 @@
-"""What is kept of a model's outputs on a split, by the problem of the task: logits of rows, or counts of pixels."""
+"""What is kept of a model's outputs, by the problem of its task: logits a row, or counts of pixels an image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,28 +7,25 @@ from typing import Any
 
 import numpy.typing as npt
 
-from potstill.evaluation.pixels import load_counts, predict_counts, save_counts, true_pixels
-from potstill.evaluation.predict import label_array, load_predictions, predict_logits, save_predictions
-from potstill.tasks.base import Task
-from potstill.tasks.semantic_segmentation import FULL, QUARTER
+from potstill.evaluation.predict import load_predictions, predict_logits, save_predictions
+from potstill.evaluation.segmentation import load_counts, predict_counts, save_counts
 
 
 @dataclass(frozen=True)
 class Outputs:
     """What is kept of a model's outputs on a split, an array with one entry a row [N,...]: how it is made, written and
-    read back; and what it is held against. Metrics of the same problem are made from both."""
+    read back. Metrics of the same problem are made from it."""
 
     predict: Callable[..., npt.NDArray[Any]]  # as `predict_logits`
-    save: Callable[[Path, dict[str, Any]], None]  # to a file, split by split
-    load: Callable[[Path], dict[str, Any]]
-    truth: Callable[[Any, Task, Any], npt.NDArray[Any]]  # of rows, their task and its collator
+    save: Callable[[Path, dict[str, npt.NDArray[Any]]], None]  # to a file, split by split
+    load: Callable[[Path], dict[str, npt.NDArray[Any]]]
 
 
-LOGITS = Outputs(predict_logits, save_predictions, load_predictions, label_array)
-COUNTS = Outputs(predict_counts, save_counts, load_counts, true_pixels)
+LOGITS = Outputs(predict_logits, save_predictions, load_predictions)
+COUNTS = Outputs(predict_counts, save_counts, load_counts)
 
 OUTPUTS: dict[str, Outputs] = {
     **dict.fromkeys(("single_label", "multi_label", "regression"), LOGITS),
-    **dict.fromkeys((FULL, QUARTER), COUNTS),
+    **dict.fromkeys(("segmentation", "segmentation_quarter"), COUNTS),
 }
 """The problem of a task -> what is kept of its models' outputs."""

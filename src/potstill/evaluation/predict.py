@@ -12,7 +12,6 @@ import torch
 from transformers import PreTrainedModel
 
 from potstill.knowledge import inputs_for
-from potstill.tasks.base import Task
 
 Logits = npt.NDArray[np.float32]
 Collate = Callable[[Sequence[Any]], dict[str, torch.Tensor]]
@@ -98,8 +97,3 @@ def load_predictions(path: Path) -> dict[str, Logits]:
     splits = np.asarray(table["split"].to_pylist())
     logits = np.asarray(table["logits"].to_pylist(), dtype=np.float32)
     return {str(split): logits[splits == split] for split in dict.fromkeys(splits.tolist())}
-
-
-def label_array(rows: Any, task: Task, _collate: Any = None) -> npt.NDArray[Any]:
-    """The labels of encoded rows: [N] class numbers or values, or [N,V]."""
-    return np.asarray(rows["labels"], dtype=np.int64 if task.problem == "single_label" else np.float32)

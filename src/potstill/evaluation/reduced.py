@@ -11,9 +11,9 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from potstill.evaluation import fidelity
-from potstill.evaluation.pixels import pixel_fidelity
 from potstill.evaluation.predict import predict_logits
-from potstill.tasks.semantic_segmentation import OF_PIXELS
+from potstill.evaluation.segmentation import pixel_fidelity
+from potstill.metrics import of_pixels
 from potstill.training.precision import teacher_at
 
 ROWS = 512
@@ -67,7 +67,7 @@ def reduced_fidelity(model: PreTrainedModel, precision: str, rows: Any, collate:
         ModelError: the model can't run in that precision here.
     """
     rows = rows.select(range(min(ROWS, len(rows))))
-    if problem in OF_PIXELS:
+    if of_pixels(problem):
         near = pixel_fidelity(teacher_at(model, precision), model, rows, collate)
         return Reduced(precision, len(rows), near["kl"], near["agreement"], None)
     lower = predict_logits(teacher_at(model, precision), rows, collate)

@@ -138,6 +138,7 @@ class ModelShape:
     layer_heads: tuple[int, ...] = ()  # empty: all as `heads`
     channels: tuple[int, ...] = ()  # of the feature maps, stage by stage; empty: there are none
     classifiers: tuple[str, ...] = ()  # by name, where the logits are the mean of several; empty: there is one
+    patches: tuple[int, ...] = ()  # widths of the patch embeddings, stage by stage; empty: there are none
 
     def width_at(self, layer: Layer) -> int:
         """The width of a layer's hidden states; of what enters layer 0 for `EMBEDDINGS`."""
@@ -351,8 +352,9 @@ def describe(model: PreTrainedModel) -> ModelShape:
         made["stacks"] = {stack: len(_list_at(model, path)) for stack, path in _stacks(model, row)}
         made["layer_heads"] = tuple(own.get(layer[0], heads) for layer in layers if isinstance(layer, tuple))
         made["heads"] = made["layer_heads"][-1]
-    channels = (made["width"],) * len(layers) if row.features else ()
-    return ModelShape(**made, channels=channels)
+    of_patches = row.features is not None
+    channels, patches = ((made["width"],) * count if of_patches else () for count in (len(layers), 1))
+    return ModelShape(**made, channels=channels, patches=patches)
 
 
 def _hierarchical(config: Any, made: dict[str, Any]) -> ModelShape:
@@ -367,6 +369,7 @@ def _hierarchical(config: Any, made: dict[str, Any]) -> ModelShape:
         layer_widths=tuple(width for depth, width, _ in stages for _ in range(depth)),
         layer_heads=tuple(heads for depth, _, heads in stages for _ in range(depth)),
         channels=tuple(width for _, width, _ in stages),
+        patches=tuple(width for _, width, _ in stages),
     )
 
 

@@ -33,8 +33,9 @@ from potstill.knowledge.architectures import (
 )
 from potstill.knowledge.features import tap_features
 from potstill.knowledge.own_attention import tap_own_attention
+from potstill.knowledge.patches import tap_patches
 from potstill.knowledge.recorder import Recorder
-from potstill.knowledge.types import LAYERED, Layer, Needs
+from potstill.knowledge.types import LAYERED, STAGED, Layer, Needs
 from potstill.mappings import EMBEDDINGS
 
 FUSED, EAGER = "potstill_sdpa", "potstill_eager"
@@ -105,7 +106,7 @@ def check_needs(model: PreTrainedModel, needs: Needs) -> None:
         return
     name = type(model).__name__
     if architecture(encoder_of(model)).layers is None and (needs.hidden or needs.maps or needs.relations):
-        asked = [kind for kind in LAYERED if getattr(needs, kind) and kind != "features"]
+        asked = [kind for kind in LAYERED if getattr(needs, kind) and kind not in STAGED]
         given = f"{', '.join(asked)} of {name}"
         way = "Distil its logits or its features"
         raise ModelError(
@@ -115,13 +116,17 @@ def check_needs(model: PreTrainedModel, needs: Needs) -> None:
         way = "Distil its hidden states"
         raise ModelError(problem("Only models of images have features", given=f"features of {name}", do=way))
     layers, shape = layer_modules(model), describe(model)
+    if needs.patches and not shape.patches:
+        way = "Distil its features, or its logits"
+        raise ModelError(problem("Only vision transformers have patch embeddings", given=f"patches of {name}", do=way))
     attending = layers.keys() | cross_attentions(model).keys()
     known: dict[str, Set[Layer]] = dict.fromkeys(LAYERED, attending)
     known["hidden"] = layers.keys() | {below(layer) for layer in layers}
-    known["features"] = set(range(len(shape.channels)))
+    stages = {"features": len(shape.channels), "patches": len(shape.patches)}
+    known |= {kind: set(range(count)) for kind, count in stages.items()}
     for kind in LAYERED:
         for layer in sorted(getattr(needs, kind) - known[kind], key=str):
-            count = len(shape.channels) if kind == "features" else shape.layers
+            count = stages.get(kind, shape.layers)
             raise ModelError(no_such_layer(f"The {kind} of {name}", layer, shape.stacks, count))
     if needs.maps:
         check_attention_maps(model)
@@ -172,6 +177,8 @@ def tapped(model: PreTrainedModel, needs: Needs) -> Iterator[dict[str, dict[Any,
             features = architecture(model).features
             assert features is not None
             tap_features(model, features, recorder, stack)
+        if needs.patches:
+            tap_patches(model, recorder, stack)
         yield recorder.found
 
 

@@ -10,7 +10,8 @@ How layers are named (`Layer`):
   ``("cross", 0)``, and has attention, scores, queries, keys and values, but no hidden states.
 - What enters layer 0, the output of the embeddings, is layer `mappings.EMBEDDINGS`, or ``("encoder", EMBEDDINGS)``. It
   exists for hidden states alone.
-- Features are numbered by stage, from 0. Where all stages have one resolution (ViT), each layer is a stage.
+- Features are numbered by stage, from 0. Where all stages have one resolution (ViT), each layer is a stage. So are
+  patch embeddings, which a model of one resolution has once.
 
 Logits come in three forms: dense; factored, where a vocabulary is large (`FactoredLogits`: what goes into the head, and
 its weights); and sparse, from a cache (`SparseLogits`: the largest, and the mass of the rest).
@@ -31,7 +32,9 @@ Layer = int | tuple[str, int]
 NO_LAYERS: frozenset[Layer] = frozenset()
 
 #: The kinds of knowledge that are asked layer by layer.
-LAYERED = ("hidden", "attention", "scores", "queries", "keys", "values", "features")
+LAYERED = ("hidden", "attention", "scores", "queries", "keys", "values", "features", "patches")
+#: Those of them that are asked stage by stage.
+STAGED = ("features", "patches")
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Needs:
     keys: frozenset[Layer] = NO_LAYERS
     values: frozenset[Layer] = NO_LAYERS
     features: frozenset[int] = frozenset()
+    patches: frozenset[int] = frozenset()
     factored: bool = False
     classifiers: frozenset[str] = frozenset()
 
@@ -81,6 +85,8 @@ class Knowledge:
             bias and mask included (a masked key holds about the lowest number of the dtype).
         queries, keys, values[layer]: [B,H,S,D/H] after rotary embedding and norms, grouped heads still grouped.
         features[stage]: [B,C,H,W], rows of pixels from top to bottom.
+        patches[stage]: [B,N,C], what enters the first block of a stage, row by row of the image, without the tokens
+            that stand before them.
         mask: [B,S], True at tokens that are not padding; the encoder's in encoder-decoders, None for images.
         decoder_mask: [B,S_decoder], True at positions of the decoder that count; None in models with one stack.
         classifiers[name]: [B,V], the logits of one of several classifiers, whose mean `logits` are (DeiT).
@@ -99,11 +105,16 @@ class Knowledge:
     mask: Tensor | None = None
     features: Mapping[int, Tensor] = field(default_factory=dict)
     decoder_mask: Tensor | None = None
+    patches: Mapping[int, Tensor] = field(default_factory=dict)
     classifiers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def logits_of(self, classifier: str | None) -> Logits | None:
         """The logits of one classifier, or those of the whole model for None."""
         return self.logits if classifier is None else self.classifiers[classifier]
+
+    def with_logits(self, logits: Tensor) -> "Knowledge":
+        """The same record with other logits."""
+        return replace(self, logits=logits)
 
     def with_dense_logits(self) -> "Knowledge":
         """The same record with factored logits multiplied out; sparse ones can't be, and stay."""

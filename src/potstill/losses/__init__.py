@@ -27,6 +27,7 @@ from potstill.losses.divergence import (
 )
 from potstill.losses.granularity import mgskd_spans, mgskd_tokens
 from potstill.losses.hidden import hidden_cosine, hidden_mse, hidden_normalised_mse
+from potstill.losses.hierarchical import hcl
 from potstill.losses.labels import binary_cross_entropy, cross_entropy, squared_error
 from potstill.losses.logits import (
     decoupled_kl_divergence,
@@ -60,6 +61,7 @@ __all__ = [
     "dist",
     "flow_mse",
     "gram_mse",
+    "hcl",
     "hidden_cka",
     "hidden_cosine",
     "hidden_mse",

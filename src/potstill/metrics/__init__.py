@@ -25,7 +25,19 @@ from potstill.errors import PotstillError
 from potstill.metrics import classification, regression, segmentation
 from potstill.metrics.rows import Array, Statistic
 
-__all__ = ["METRICS", "PROBLEMS", "Array", "Metric", "Statistic", "keys", "primary", "score", "scores", "statistic"]
+__all__ = [
+    "METRICS",
+    "PROBLEMS",
+    "Array",
+    "Metric",
+    "Statistic",
+    "keys",
+    "of_pixels",
+    "primary",
+    "score",
+    "scores",
+    "statistic",
+]
 
 
 @dataclass(frozen=True)
@@ -37,12 +49,14 @@ class Metric:
         name: the name in a sentence or a table ("Macro F1").
         percent: True where readers expect percent and points (0.873 is 87.3 %), False for plain numbers.
         higher_is_better: False for errors and losses.
+        short: the name over a narrow column, where the first word of `name` won't do.
     """
 
     key: str
     name: str
     percent: bool
     higher_is_better: bool
+    short: str = ""
 
 
 METRICS: dict[str, Metric] = {
@@ -59,16 +73,20 @@ METRICS: dict[str, Metric] = {
         Metric("spearman", "Spearman correlation", percent=False, higher_is_better=True),
         Metric("mse", "Mean squared error", percent=False, higher_is_better=False),
         Metric("mae", "Mean absolute error", percent=False, higher_is_better=False),
-        Metric("mean_iou", "Mean IoU", percent=True, higher_is_better=True),
+        Metric("mean_iou", "Mean IoU", percent=True, higher_is_better=True, short="mIoU"),
         Metric("pixel_accuracy", "Pixel accuracy", percent=True, higher_is_better=True),
         Metric("mean_accuracy", "Mean class accuracy", percent=True, higher_is_better=True),
         Metric("boundary_iou", "Boundary IoU", percent=True, higher_is_better=True),
-        Metric("mean_iou_quarter", "Mean IoU at 1/4 resolution", percent=True, higher_is_better=True),
+        Metric(
+            "mean_iou_quarter", "Mean IoU at 1/4 resolution", percent=True, higher_is_better=True, short="mIoU (1/4)"
+        ),
         Metric("pixel_accuracy_quarter", "Pixel accuracy at 1/4 resolution", percent=True, higher_is_better=True),
         Metric("mean_accuracy_quarter", "Mean class accuracy at 1/4 resolution", percent=True, higher_is_better=True),
         Metric("boundary_iou_quarter", "Boundary IoU at 1/4 resolution", percent=True, higher_is_better=True),
     )
 }
+
+SEGMENTATION, SEGMENTATION_QUARTER = "segmentation", "segmentation_quarter"
 
 # The first of each is the primary one: what the report leads with and what the best checkpoint is chosen by.
 PROBLEMS: dict[str, dict[str, Callable[[Array, Array], Statistic]]] = {
@@ -90,9 +108,14 @@ PROBLEMS: dict[str, dict[str, Callable[[Array, Array], Statistic]]] = {
         "mse": regression.mse,
         "mae": regression.mae,
     },
-    "segmentation": segmentation.FULL,
-    "segmentation_quarter": segmentation.AT_A_QUARTER,
+    SEGMENTATION: segmentation.FULL,
+    SEGMENTATION_QUARTER: segmentation.AT_A_QUARTER,
 }
+
+
+def of_pixels(problem: str) -> bool:
+    """Whether a problem is a segmentation's, whose metrics are made of counts of pixels an image."""
+    return problem in (SEGMENTATION, SEGMENTATION_QUARTER)
 
 
 def keys(problem: str) -> list[str]:

@@ -149,6 +149,12 @@ def per_class(counts: Array, labels: Array, names: Sequence[str] | None = None) 
     ]
 
 
+def confusion(counts: Array, labels: Array) -> list[list[int]]:
+    """The V x V counts of pixels of all images: rows are the truth, columns the predictions."""
+    total = checked_counts(counts, labels)[:, :, : labels.shape[1]].sum(axis=0, dtype=np.int64)
+    return [[int(count) for count in row] for row in total]
+
+
 def image_iou(counts: Array, labels: Array) -> Array:
     """The mean IoU of each image on its own, [N]: what orders images from best to worst; 0 where all is void."""
     hits, union = _overlaps(counts, labels)

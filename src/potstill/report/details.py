@@ -82,8 +82,8 @@ def class_table(results: Results, key: str = "student") -> Table | None:
 
 def class_score(results: Results) -> str:
     """What stands for a class where one number does: F1, or the IoU of its pixels."""
-    given = any("iou" in row for model in results["models"] for row in model.get("per_class") or [])
-    return f"IoU{_resolution(results)}" if given else "F1"
+    found = results.get("class_score") or {}
+    return f"{found.get('name', 'F1')}{_resolution(results)}"
 
 
 def _resolution(results: Results) -> str:
@@ -192,22 +192,37 @@ def _image(address: Any) -> str:
 
 
 def sheet(results: Results) -> dict[str, Any] | None:
-    """Rows of pictures of a segmentation: image, truth and what each model says; None where there are none."""
-    given = results.get("sheet") or {}
-    if not given.get("rows"):
-        return None
-    keys = list(given["rows"][0]["pictures"])
-    columns = [(role(key), title_of(results, key)) for key in keys if key not in ("image", "truth")]
+    """Images of a segmentation, each a row: image, truth and what each model sees; None where there are none."""
+    given = results.get("segmentation") or {}
+    titles = {model["key"]: str(model["title"]) for model in results["models"]}
     rows = [
         {
-            "which": str(row["which"]).capitalize(),
-            "name": formats.tidy(row["name"], 40),
-            "iou": f"{formats.percent(row['iou'])} mean IoU{_resolution(results)}",
-            "pictures": [(row["pictures"][key], key) for key in keys],
+            "which": str(group["key"]).capitalize(),
+            "name": formats.tidy(item["name"], 40),
+            "pictures": [
+                ("image", item["image"], ""),
+                ("truth", item["truth"], ""),
+                *(
+                    (title_of(results, key), one["map"], formats.percent(one["iou"]))
+                    for key, one in item["models"].items()
+                ),
+            ],
         }
-        for row in given["rows"]
+        for group in given.get("groups") or []
+        for item in group["items"]
     ]
-    return {"columns": columns, "rows": rows, "legend": given.get("legend") or []}
+    if not rows:
+        return None
+    models = given["groups"][0]["items"][0]["models"]
+    legend = [{"name": one["name"], "colour": "#" + bytes(one["colour"]).hex()} for one in given.get("legend") or []]
+    legend += [{"name": "void", "colour": "#000000"}] if given.get("void") else []
+    return {
+        "columns": [(role(key), title_of(results, key)) for key in models],
+        "rows": rows,
+        "legend": legend,
+        "of": formats.whole(given.get("of")),
+        "score": f"mean IoU{_resolution(results)}",
+    }
 
 
 def agreement_counts(results: Results) -> Facts:

@@ -74,7 +74,8 @@ class Task(Protocol):
 
     @property
     def problem(self) -> str:
-        """What the labels are: single_label, multi_label or regression. Metrics and predictions go by it."""
+        """What the labels are: single_label, multi_label, regression, segmentation or segmentation_quarter. Metrics and
+        predictions go by it."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -162,6 +163,9 @@ class Task(Protocol):
     def two_readers(self, reader: Any, teachers: Any, terms: Sequence[str]) -> str:
         """What to say where the teachers have a reader of their own, and these terms compare position by position."""
 
+    def compared(self, known: Knowledge, batch: Mapping[str, Tensor]) -> Knowledge:
+        """What was observed, with logits at the positions of `targets`: those of maps are resized."""
+
     def targets(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         """The labels of a batch, with harmless values where a row has none."""
 
@@ -171,9 +175,6 @@ class Task(Protocol):
         Where outputs are more than one a row, also ``rows``, for terms that compare whole rows. Images have no
         ``tokens``: nothing in them is padding, and each counts as the mean of its places.
         """
-
-    def outputs(self, known: Knowledge, batch: Mapping[str, Tensor]) -> Knowledge:
-        """What was observed in a model, with its logits at the places that labels and masks have."""
 
     def defaults(self) -> Defaults:
         """The losses that labels and logits take when a term names none, and those that make no sense here."""

@@ -35,7 +35,6 @@ from potstill.checks import problem
 from potstill.errors import DataError, ModelError
 from potstill.knowledge import Knowledge, inputs_for
 from potstill.tasks.base import Batch, Rows, Sample, Words, quiet_transformers
-from potstill.tasks.label_maps import VOID
 from potstill.tasks.pictures import as_rgb, decoded, thumbnail
 
 Size: TypeAlias = tuple[int, int]
@@ -85,26 +84,6 @@ class ImageReader:
         pixels = _centre(pixels, self.size)
         mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (self.mean, self.std))
         return pixels * (self.scale / std) - mean / std
-
-    def label_map(self, numbers: Tensor) -> Tensor:
-        """A map [h,w] at the places that are read of its image, [H,W]: the nearest pixels, -100 where that is padded.
-
-        Raises:
-            ModelError: the processor does more than is known, so that pixels and map might not fit.
-        """
-        if self.processor is not None and self.resize != self.size:
-            raise ModelError(
-                problem(
-                    "Which part of an image this processor shows isn't known, so that no label map can follow",
-                    given=str(self.stored.get("image_processor_type")),
-                    do="Set data.image_size, such as [512, 512]",
-                )
-            )
-        picture = Image.fromarray(numbers.numpy().astype(np.int32))
-        if self.resize is not None:
-            picture = _resized(picture, self.resize, int(Image.Resampling.NEAREST))
-        found = torch.from_numpy(np.array(picture)).long()
-        return _centre(found.unsqueeze(0), self.size, fill=VOID)[0]
 
     @property
     def digest(self) -> str:
@@ -262,12 +241,12 @@ def _resized(picture: Image.Image, to: Size | int, resample: int) -> Image.Image
     return picture if picture.size == (width, height) else picture.resize((width, height), resample)
 
 
-def _centre(pixels: Tensor, size: Size, fill: int = 0) -> Tensor:
-    """The centre of [C,h,w], with black, or what fills it, around it where it is smaller."""
+def _centre(pixels: Tensor, size: Size) -> Tensor:
+    """The centre of [3,h,w], with black around it where it is smaller."""
     missing = [max(0, want - have) for want, have in zip(size, pixels.shape[1:], strict=True)]
     if any(missing):
         (top, bottom), (left, right) = ((-(-m // 2), m // 2) for m in missing)
-        pixels = torch.nn.functional.pad(pixels, (left, right, top, bottom), value=fill)
+        pixels = torch.nn.functional.pad(pixels, (left, right, top, bottom))
     top, left = ((have - want) // 2 for want, have in zip(size, pixels.shape[1:], strict=True))
     return pixels[:, top : top + size[0], left : left + size[1]]
 
@@ -375,13 +354,13 @@ class ReadsImages:
         finally:
             model.train(was_training)
 
-    def outputs(self, known: Knowledge, batch: Mapping[str, Tensor]) -> Knowledge:
-        """Logits of rows stay as they are."""
-        return known
-
     def two_readers(self, reader: ImageReader, teachers: ImageReader, terms: Sequence[str]) -> str:
         """How each of them reads the same images."""
         return f"images: the student reads them at {reader_text(reader)}; the teacher at {reader_text(teachers)}"
+
+    def compared(self, known: Knowledge, batch: Mapping[str, Tensor]) -> Knowledge:
+        """What was observed, as it is: outputs and labels have the same positions."""
+        return known
 
     def unaligned(self, rows: Rows, reader: ImageReader, teachers: ImageReader) -> None:
         """Every place of an image shows the same to both readers, but for what one of them cuts off at the edges."""

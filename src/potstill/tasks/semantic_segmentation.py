@@ -1,22 +1,26 @@
-"""Semantic segmentation: one class a pixel.
+"""Semantic segmentation: one class for every pixel of an image.
 
 Decisions:
-- Labels have the size at which the student reads images, each the nearest pixel of the stored map: [B,H,W]. Void pixels
-  are -100, and in no mask: no loss and no metric sees them.
-- Models answer at a size of their own, SegFormer at a quarter. Whatever they answer is brought to the labels' size
-  here, bilinearly, before any loss or metric: teacher and student are compared pixel by pixel, whatever size each has.
-- By the quarter protocol (TransKD's) labels have a quarter of that size, rounded up, as SegFormer's logits have. It is
-  cheaper, its numbers are better ones, and they can't be compared with those at full size: so it is a problem of its
-  own, with metrics of its own names.
-- Where classes are weighted, the loss of labels is a weighted mean, as PyTorch's cross-entropy has it: the sum of
-  weights times values over the sum of weights, of the whole accumulation window.
+- Logits are smaller than labels in most models: SegFormer's are a quarter. What they are brought to, for losses and
+  metrics alike, is the protocol. ``full``: logits are resized to the labels, bilinearly (pixel centres aligned, not
+  corners); losses see the labels at the size that the student reads images at, metrics the label map as it is stored.
+  ``quarter``, TransKD's: labels are resized to a quarter of what the student reads, by the nearest pixel, and logits of
+  another size to that. Its numbers are higher and mean less; every metric of it says so in its name.
+- So the logits of teacher and student, whatever their sizes, have one before a loss sees them.
+- Void pixels (-100) are in no loss and no metric. Of a row without a label map nothing is void: its labels teach
+  nothing, and its teacher does.
+- An image is read whole, resized to one size; one that is cut to a centre would leave pixels of the map unanswered.
+- Encoded rows have ``labels`` [V]: how many pixels of each class the metrics see. Counts of predictions are held
+  against it.
 """
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 from datasets import Dataset
 from datasets import Image as ImageFeature
@@ -24,203 +28,278 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
+from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig, PreTrainedModel
 
 from potstill import losses
 from potstill.augment.image import VIEW, Augmentation
-from potstill.checks import problem as message
-from potstill.errors import ModelError
-from potstill.knowledge import TEACHERS, Knowledge, inputs_for
-from potstill.metrics.segmentation import VOID
-from potstill.objective import WEIGHTS, Defaults
-from potstill.tasks.base import Batch, Rows
-from potstill.tasks.classification import NUMBERS, Classification
+from potstill.checks import problem, unknown_name
+from potstill.errors import ArgumentError, ModelError
+from potstill.knowledge import TEACHERS, Knowledge, describe
+from potstill.knowledge.architectures import ARCHITECTURES
+from potstill.metrics import SEGMENTATION, SEGMENTATION_QUARTER
+from potstill.tasks.base import Batch, LoadedModel, load_pretrained
 from potstill.tasks.images import ImageReader, ReadsImages, reader_text
-from potstill.tasks.label_maps import MapClasses
+from potstill.tasks.label_maps import VOID, Ids, MapClasses
 from potstill.tasks.pictures import as_pixels, decoded
+from potstill.terms import Defaults
 
-FULL, QUARTER = "segmentation", "segmentation_quarter"
-STRIDE = {FULL: 1, QUARTER: 4}
-"""The problem, by the protocol -> by how much labels are smaller than images."""
-OF_PIXELS = tuple(STRIDE)
-"""The problems whose outputs are one a pixel."""
+Protocol: TypeAlias = Literal["full", "quarter"]
+FULL, QUARTER = get_args(Protocol)
+UNLABELLED = -101
+"""The label of every pixel of an image without a label map."""
+STRIDE = 4
+ROW = "row"
+THREADS = 8
 
-TWO = MapClasses(("background", "object"))
-
-_OF_ROWS = "it compares one vector a row with those of other rows, and here every pixel has one. Use kl_divergence."
-_ONE_CLASS = "every pixel has exactly one class. Use {}."
+_NOT_SOFTMAX = "every pixel has exactly one class. Use"
+_OF_ROWS = [
+    name for name in losses.__all__ if getattr(losses, name).__module__.rpartition(".")[2] in ("samples", "contrastive")
+]
 DEFAULTS = Defaults(
     "cross_entropy",
     "kl_divergence",
     {
-        **dict.fromkeys([n for n in losses.__all__ if getattr(losses, n).__module__.endswith(".samples")], _OF_ROWS),
-        "binary_cross_entropy": _ONE_CLASS.format("cross_entropy"),
-        "squared_error": _ONE_CLASS.format("cross_entropy"),
-        "binary_kl_divergence": _ONE_CLASS.format("kl_divergence"),
+        "binary_cross_entropy": f"{_NOT_SOFTMAX} cross_entropy.",
+        "binary_kl_divergence": f"{_NOT_SOFTMAX} kl_divergence.",
+        "squared_error": "labels are classes, not numbers. Use cross_entropy.",
+        **dict.fromkeys(_OF_ROWS, "it compares one vector an image, and these are answers of pixels."),
     },
     maps=True,
 )
 
 
 @dataclass(frozen=True)
-class SemanticSegmentation(ReadsImages, Classification):
+class SemanticSegmentation(ReadsImages):
     """Args:
-    problem: segmentation, or segmentation_quarter by TransKD's protocol.
-    names: the classes in the order of the logits.
-    classes: what the ids of label maps mean.
-    augmentation: how the images of rows with a column ``view`` are changed, and their maps with them.
-    class_weights: of each class, in the loss of labels.
+    classes: what the ids of label maps mean, in the order of the logits.
+    protocol: at which size logits and labels are compared: ``full`` or ``quarter``.
+    class_weights: of each class in the loss of labels, whose mean is then a weighted one; None: all alike.
+    augmentation: how the images and label maps of rows with a column ``view`` are changed.
 
-    References:
-        Liu, Zhang, Peng, Song, Wang, Zhang, Yang, Stiefelhagen: TransKD: Transformer Knowledge Distillation for
-        Efficient Semantic Segmentation, 2022, https://arxiv.org/abs/2202.13393 (the quarter protocol)
+    Raises:
+        ArgumentError: another protocol, an augmentation that mixes images, or not one weight a class.
     """
 
-    problem: str = FULL
-    names: tuple[str, ...] = TWO.names
-    classes: MapClasses = TWO
-    augmentation: Augmentation | None = None
+    classes: MapClasses
+    protocol: Protocol = "full"
     class_weights: tuple[float, ...] | None = None
+    augmentation: Augmentation | None = None
 
     auto_class = AutoModelForSemanticSegmentation
+    of_tokens = False
 
-    def describe_classes(self, config: Any) -> None:
-        """Write the classes into a model's config."""
+    def __post_init__(self) -> None:
+        if self.protocol not in get_args(Protocol):
+            raise ArgumentError(unknown_name("protocol", self.protocol, get_args(Protocol)))
+        if self.class_weights is not None and len(self.class_weights) != len(self.names):
+            given = f"{len(self.class_weights)} weights, {len(self.names)} classes"
+            raise ArgumentError(problem("There is one class weight for each class", given=given))
+        if self.augmentation is not None and self.augmentation.mixes:
+            raise ArgumentError(
+                problem(
+                    "Images of a segmentation can't be mixed, since each pixel has one class",
+                    given=f"mixup {self.augmentation.mixup}, cutmix {self.augmentation.cutmix}",
+                    do="Leave out mixup and cutmix of data.augment",
+                )
+            )
+
+    @property
+    def problem(self) -> str:
+        """``segmentation``, or ``segmentation_quarter``: metrics of the two can't be compared."""
+        return SEGMENTATION if self.protocol == FULL else SEGMENTATION_QUARTER
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes in the order of the logits."""
+        return self.classes.names
+
+    def load(
+        self,
+        path: str | Path | PreTrainedConfig,
+        *,
+        attention: str | None = None,
+        trust_remote_code: bool = False,
+        reader: Any = None,
+    ) -> LoadedModel:
+        """Load a model with this task's classes. A head that the checkpoint doesn't hold is new, and listed as such."""
+        loaded = load_pretrained(
+            self.auto_class,
+            path,
+            attention=attention,
+            trust_remote_code=trust_remote_code,
+            num_labels=len(self.names),
+            ignore_mismatched_sizes=True,
+        )
+        config = loaded.model.config
         config.id2label = dict(enumerate(self.names))
         config.label2id = {name: number for number, name in enumerate(self.names)}
+        return loaded
 
     def encode(self, rows: Dataset, reader: ImageReader, *, max_length: int = 0) -> Dataset:
-        """Rows with images and maps as they are stored, and a ``length`` that stands for the work that each is."""
-        encoded = super().encode(rows, reader, max_length=max_length)
-        return encoded.cast_column("label_map", ImageFeature(decode=False))
+        """Rows with images and maps as they are stored; ``labels`` [V], pixels of each class; ``length``.
+
+        Raises:
+            ModelError: the reader cuts images, so that pixels of a map would have no answer.
+        """
+        if reader.resize != reader.size:
+            raise ModelError(
+                problem(
+                    "Images of a segmentation are read whole, at one size, and this image processor reads them otherwise",
+                    given=reader_text(reader),
+                    follows="Pixels of the label map would have no answer",
+                    do="Set data.image_size, such as [512, 1024]",
+                )
+            )
+        found = super().encode(rows, reader)
+        if "label_map" not in found.column_names:
+            return found
+        found = found.cast_column("label_map", ImageFeature(decode=False))
+        with ThreadPoolExecutor(THREADS) as pool:
+            counts = list(pool.map(lambda stored: self._pixels(stored, reader).tolist(), _stored_maps(found)))
+        return found.add_column("labels", counts)
+
+    def _pixels(self, stored: Any, reader: ImageReader) -> Ids:
+        """How many pixels of each class the metrics see of a map, [V]; none of an image without one."""
+        if stored is None:
+            return np.zeros(len(self.names), np.int64)
+        truth = self.truth(stored, reader.size)
+        return np.bincount(truth[truth != VOID], minlength=len(self.names))
+
+    def truth(self, stored: Any, size: tuple[int, int]) -> Int[np.ndarray, "H W"]:
+        """The class numbers that metrics see of a stored map, for images that are read at a size; -100 is void."""
+        numbers = self.classes.numbers(stored)
+        if self.protocol == FULL:
+            return numbers
+        read = nearest(torch.from_numpy(numbers), size)
+        return np.asarray(nearest(read, quarter(size)).numpy())
 
     def collator(
         self, reader: ImageReader, teachers: ImageReader | None = None
     ) -> Callable[[Sequence[Mapping[str, Any]]], Batch]:
-        """Reads the images and maps of a batch; images for the teachers a second time, by their reader."""
-        return MapCollator(reader, self.classes, STRIDE[self.problem], teachers, self.augmentation)
+        """Reads the images and label maps of a batch; images for the teachers a second time, by their reader.
+
+        Raises:
+            ModelError: under the quarter protocol, readers of two sizes: there would be two quarters.
+        """
+        if self.protocol == QUARTER and teachers is not None and teachers.size != reader.size:
+            raise ModelError(
+                problem(
+                    "Under the quarter protocol student and teachers read images at one size",
+                    given=f"student {reader_text(reader)}; teacher {reader_text(teachers)}",
+                    follows="Labels at a quarter of it would be others for each, and their numbers couldn't be compared",
+                    do="Set data.image_size, or data.protocol=full",
+                )
+            )
+        return SegmentationCollator(self, reader, teachers)
 
     def targets(self, batch: Mapping[str, Tensor]) -> Tensor | None:
-        """Class numbers [B,H,W], -100 where a pixel is void."""
-        return batch.get("labels")
+        """The class of each pixel at the size of the comparison, [B,H,W]; -100 where there is none."""
+        labels = self._compared_labels(batch)
+        return None if labels is None else labels.clamp(min=VOID)
 
     def masks(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Pixels that aren't void [B,H,W], for labels and outputs alike; rows [B]; and weights, where there are any."""
-        labels = batch["labels"]
-        known = labels != VOID
-        masks = {"labels": known, "outputs": known, "rows": torch.ones_like(known[:, 0, 0])}
-        if self.class_weights is None:
-            return masks
-        weights = torch.tensor(self.class_weights, device=labels.device)[labels.masked_fill(~known, 0)]
-        return {**masks, WEIGHTS: weights.masked_fill(~known, 0.0)}
+        """Pixels with a label, pixels that aren't void, [B,H,W]; ``rows`` [B] with any such; ``weights`` of labels."""
+        labels = self._compared_labels(batch)
+        if labels is None:
+            pixels = batch["pixel_values"]
+            shape = (len(pixels), *self._compared_size((pixels.shape[-2], pixels.shape[-1])))
+            labels = torch.full(shape, UNLABELLED, device=pixels.device)
+        known, counted = labels >= 0, labels != VOID
+        found = {"labels": known, "outputs": counted, "rows": counted.flatten(1).any(1)}
+        if self.class_weights is not None:
+            weights = torch.tensor(self.class_weights, device=labels.device)
+            found["weights"] = torch.where(known, weights[labels.clamp(min=0)], 0.0)
+        return found
 
-    def outputs(self, known: Knowledge, batch: Mapping[str, Tensor]) -> Knowledge:
-        """The same record with logits [B,V,H,W] at the labels' size."""
+    def compared(self, known: Knowledge, batch: Mapping[str, Tensor]) -> Knowledge:
+        """Logits at the size of the labels."""
         if not isinstance(known.logits, Tensor):
             return known
-        return replace(known, logits=at_size(known.logits, batch["labels"]))
+        pixels = batch["labels"] if "labels" in batch else batch["pixel_values"]
+        size = self._compared_size((pixels.shape[-2], pixels.shape[-1]))
+        return known.with_logits(resized_logits(known.logits, size))
+
+    def _compared_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size if self.protocol == FULL else quarter(size)
+
+    def _compared_labels(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        labels = batch.get("labels")
+        return labels if labels is None or self.protocol == FULL else nearest(labels, quarter(labels.shape[-2:]))
 
     def defaults(self) -> Defaults:
         """Cross-entropy and KL, pixel by pixel."""
         return DEFAULTS
 
-    def digest(self, reader: ImageReader) -> str:
-        """The reader's, how training images are changed, and which ids are which class."""
-        found = super().digest(reader) + repr((self.classes.void, self.classes.palette, self.class_weights))
-        return hashlib.sha256(found.encode()).hexdigest()
-
-    def check_rows(self, name: str, model: PreTrainedModel, reader: ImageReader, rows: Mapping[str, Rows]) -> None:
-        """Refuse models that can't take the images, or that give no logits a pixel: tried on one."""
-        super().check_rows(name, model, reader, rows)
-        height, width = reader.size
-        blank = torch.zeros(1, 3, height, width, device=model.device, dtype=model.dtype)
-        was_training = model.training
-        model.eval()  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            logits = getattr(model(**inputs_for(model, {"pixel_values": blank})), "logits", None)
-        model.train(was_training)
-        if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[1] != len(self.names):
-            found = None if logits is None else tuple(logits.shape)
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Raise `ModelError` for a family whose stages aren't known: its maps could be compared with nothing."""
+        if not describe(model).channels:
             raise ModelError(
-                message(
-                    f"The {name} gives no logits of every class and pixel",
-                    given=f"{type(model).__name__}, logits {found}, {len(self.names)} classes",
-                    do="Use a model of AutoModelForSemanticSegmentation, such as SegFormer or UperNet",
+                problem(
+                    f"The stages of {type(model).__name__} aren't known",
+                    given=f"model type '{model.config.model_type}'",
+                    do="Use SegFormer, or UperNet with one of "
+                    + ", ".join(name for name, row in ARCHITECTURES.items() if row.features is not None),
                 )
             )
-
-    def two_readers(self, reader: ImageReader, teachers: ImageReader, terms: Sequence[str]) -> str:
-        """How each of them reads the same images; both have to see the same part of them."""
-        if (reader.size, reader.resize) != (teachers.size, teachers.resize):
-            raise ModelError(
-                message(
-                    "Teacher and student of a segmentation read images at different sizes",
-                    given=f"student {reader_text(reader)}; teacher {reader_text(teachers)}",
-                    follows="Their pixels, and the numbers made from them, couldn't be compared",
-                    do="Set data.image_size, such as [512, 512], for both",
-                )
-            )
-        return super().two_readers(reader, teachers, terms)
 
 
 @dataclass(frozen=True)
-class MapCollator:
-    """Encoded rows -> a batch: ``pixel_values`` [B,3,H,W]; ``labels`` [B,H/stride,W/stride] (rounded up), void -100;
-    and ``teacher_pixel_values``, where they differ.
+class SegmentationCollator:
+    """Encoded rows -> a batch: ``pixel_values`` [B,3,H,W]; ``labels`` [B,H,W], where any row has a label map; and
+    ``teacher_pixel_values``, where they differ. Rows with a column ``view`` are changed first, map and image alike."""
 
-    Rows with a column ``view`` are changed first, image and map alike, the same for every model.
-    """
-
+    task: SemanticSegmentation
     reader: ImageReader
-    classes: MapClasses
-    stride: int = 1
     teachers: ImageReader | None = None
-    augmentation: Augmentation | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        """Decode each image and map once, and read it for every model."""
+        """Decode each image and map once, and read the image for every model."""
         shown = [self.shown(row) for row in rows]
-        batch = {"pixel_values": torch.stack([self.reader(picture) for picture, _ in shown])}
+        pictures = [picture for picture, _ in shown]
+        batch = {"pixel_values": torch.stack([self.reader(picture) for picture in pictures])}
         if self.teachers is not None:
-            batch[f"{TEACHERS}pixel_values"] = torch.stack([self.teachers(picture) for picture, _ in shown])
-        batch["labels"] = torch.stack([self._read(numbers) for _, numbers in shown])
-        for name in NUMBERS:
-            if name in rows[0]:
-                batch[name] = torch.tensor([row[name] for row in rows], dtype=torch.long)
+            batch[f"{TEACHERS}pixel_values"] = torch.stack([self.teachers(picture) for picture in pictures])
+        if any(numbers is not None for _, numbers in shown):
+            nothing = torch.full(self.reader.size, UNLABELLED)
+            read = [nothing if numbers is None else nearest(numbers, self.reader.size) for _, numbers in shown]
+            batch["labels"] = torch.stack(read)
+        if ROW in rows[0]:
+            batch[ROW] = torch.tensor([row[ROW] for row in rows])
         return batch
 
-    def labels(self, rows: Sequence[Mapping[str, Any]]) -> Int[Tensor, "B H W"]:
-        """The labels of rows as they are evaluated, without a look at their images."""
-        return torch.stack([self._read(self._numbers(row)) for row in rows])
-
-    def shown(self, row: Mapping[str, Any]) -> tuple[Image.Image | Tensor, Tensor]:
-        """The picture of a row and its map [h,w]; of a row with a ``view``, that view."""
-        picture, numbers = decoded(row["image"]), self._numbers(row)
-        if self.augmentation is None or VIEW not in row:
+    def shown(self, row: Mapping[str, Any]) -> tuple[Image.Image | Tensor, Tensor | None]:
+        """The picture of a row and its class numbers [h,w], both of its view, if it has one."""
+        picture, stored = decoded(row["image"]), row.get("label_map")
+        numbers = None if stored is None else torch.from_numpy(self.task.classes.numbers(stored))
+        if self.task.augmentation is None or VIEW not in row:
             return picture, numbers
         seed, epoch, number = row[VIEW]
-        seen, moved = self.augmentation.view(as_pixels(picture), numbers, row=number, epoch=epoch, seed=seed)
-        assert moved is not None
-        return seen, moved
-
-    def _numbers(self, row: Mapping[str, Any]) -> Tensor:
-        return torch.from_numpy(self.classes.numbers(row["label_map"]))
-
-    def _read(self, numbers: Tensor) -> Tensor:
-        return smaller(self.reader.label_map(numbers), self.stride)
+        return self.task.augmentation.view(as_pixels(picture), numbers, row=number, epoch=epoch, seed=seed)
 
 
-def at_size(logits: Float[Tensor, "B V h w"], labels: Int[Tensor, "B H W"]) -> Float[Tensor, "B V H W"]:
-    """Logits at the size of labels, bilinear where they have another; corners aren't aligned, as in SegFormer."""
-    size = labels.shape[1:]
-    if logits.shape[2:] == size:
-        return logits
-    return functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+def quarter(size: Sequence[int]) -> tuple[int, int]:
+    """A quarter of a height and width, rounded up, as a convolution of stride 4 gives it."""
+    return -(-size[0] // STRIDE), -(-size[1] // STRIDE)
 
 
-def smaller(labels: Int[Tensor, "H W"], stride: int) -> Int[Tensor, "h w"]:
-    """Every so many pixels one, the nearest to the middle; sizes are rounded up."""
-    if stride == 1:
+def nearest(labels: Int[Tensor, "*B H W"], size: Sequence[int]) -> Int[Tensor, "*B h w"]:
+    """Labels at another size: each pixel has that whose centre is the nearest, as Pillow has it."""
+    if tuple(labels.shape[-2:]) == tuple(size):
         return labels
-    size = tuple(-(-side // stride) for side in labels.shape)
-    return functional.interpolate(labels[None, None].double(), size=size, mode="nearest-exact")[0, 0].long()
+    rows, columns = (
+        (2 * torch.arange(to, device=labels.device) + 1) * have // (2 * to)
+        for have, to in zip(labels.shape[-2:], size, strict=True)
+    )
+    return labels[..., rows[:, None], columns]
+
+
+def resized_logits(logits: Float[Tensor, "B V h w"], size: Sequence[int]) -> Float[Tensor, "B V H W"]:
+    """Logits at another size, bilinearly, pixel centres aligned; as they are where they have it."""
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return functional.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
+
+
+def _stored_maps(rows: Dataset) -> Iterator[Any]:
+    for batch in rows.select_columns(["label_map"]).with_format("arrow").iter(64):
+        yield from batch.column("label_map").to_pylist()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.checks import problem
@@ -116,10 +117,6 @@ class ReadsTokens:
         require_positions(name, model, rows)
         require_embeddings(name, model, reader, rows)
 
-    def outputs(self, known: Knowledge, batch: Mapping[str, Any]) -> Knowledge:
-        """Logits of rows and tokens stay as they are."""
-        return known
-
     def two_readers(
         self, reader: PreTrainedTokenizerBase, teachers: PreTrainedTokenizerBase, terms: Sequence[str]
     ) -> str:
@@ -127,6 +124,10 @@ class ReadsTokens:
         each = f"token by token for {', '.join(terms)}: the tokens of every training row are the same"
         compared = each if terms else "by row, not by token"
         return f"tokenizers: teacher and student have one each, and are compared {compared}"
+
+    def compared(self, known: Knowledge, batch: Mapping[str, Tensor]) -> Knowledge:
+        """What was observed, as it is: outputs and labels have the same positions."""
+        return known
 
     def unaligned(self, rows: Rows, reader: PreTrainedTokenizerBase, teachers: PreTrainedTokenizerBase) -> str | None:
         """The first row whose tokens aren't the same ones for student and teachers, with its tokens."""

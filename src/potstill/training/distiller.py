@@ -20,13 +20,14 @@ from potstill.checks import problem
 from potstill.contrast import ContrastiveMemory
 from potstill.errors import ModelError
 from potstill.fusing import fusable
+from potstill.kinds import LAYERLESS
 from potstill.knowledge import TEACHERS, Knowledge, Needs, Observer, describe
 from potstill.knowledge.taps import check_needs
 from potstill.losses.fused import FactoredLogits, SparseLogits
 from potstill.objective import BoundObjective, Objective, Parts, Scene, by_name
 from potstill.projectors import projector
 from potstill.tasks.base import Task
-from potstill.terms import LAYERLESS, PEERS, BoundTerm
+from potstill.terms import PEERS, BoundTerm
 from potstill.training.combination import Combination
 from potstill.training.precision import DTYPES, teacher_at
 
@@ -57,7 +58,8 @@ class Member(nn.Module):
         super().__init__()
         self.student = student
         self.objective = objective
-        made: dict[str, nn.Module] = {name: projector(*sizes) for name, sizes in objective.projections().items()}
+        made = {name: projector(*sizes) for name, sizes in objective.projections().items()}
+        made |= {name: joint.build() for name, joint in objective.joint_projections().items()}
         made |= {name: memory_of(term, widths, rows) for name, (term, widths) in objective.memories().items()}
         self.projectors = nn.ModuleDict(made)
         needs = objective.needs("student") | asked
@@ -178,9 +180,10 @@ class Distiller(Member):
             return {name: self._shared(observer(batch), batch) for name, observer in observers.items()}
 
     def _shared(self, known: Knowledge, batch: Mapping[str, Tensor]) -> Knowledge:
-        """What was observed, with logits where the labels are, and of the tokens that all models have."""
-        known = self.task.outputs(known, batch)
-        return known.shared_logits(self.vocabulary) if self.task.of_tokens and self.vocabulary is not None else known
+        """What was observed, with logits of the tokens that all models have, or of the pixels that labels have."""
+        if self.task.of_tokens and self.vocabulary is not None:
+            return known.shared_logits(self.vocabulary)
+        return self.task.compared(known, batch)
 
     def forward(
         self,
@@ -197,6 +200,7 @@ class Distiller(Member):
             counts=counts,
             progress=progress,
             rows=batch.get(ROW),
+            pixels=batch.get("pixel_values"),
             influence=None if self.combination is None else self.combination.influence(taught, batch),
         )
         found = []
