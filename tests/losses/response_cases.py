@@ -186,6 +186,11 @@ def naive_channel(student: list, teacher: list, query: int, keys: list[int], tem
     return mean([of_probabilities(kl)(s, t, temperature) for s, t in channels])
 
 
+def naive_flat_hcl(student: list, teacher: list, query: int, keys: list[int]) -> float:
+    """Of maps of one row, which are not pooled any further."""
+    return mean([(s[0][k] - t[0][k]) ** 2 for s, t in zip(student, teacher, strict=True) for k in keys])
+
+
 def naive_bce(student: list[float], labels: list[float]) -> float:
     terms = [-math.log(sigmoid(z) if y else 1 - sigmoid(z)) for z, y in zip(student, labels, strict=True)]
     return mean(terms)
@@ -273,6 +278,7 @@ RESPONSE_CASES = [
     Case("channel_kl_divergence", pair(images), naive_channel, axes=PIXELS, maps=True, values="rows", extreme=HUGE),
     Case("channel_kl_divergence", pair(images), naive_channel, axes=PIXELS, maps=True, values="rows",
          arguments={"temperature": 4.0}),
+    Case("hcl", pair(images), naive_flat_hcl, axes=PIXELS, maps=True, values="rows"),
     Case("cross_entropy", classes, lambda z, y: -math.log(softmax(z)[y]),
          equal=lambda y: 100.0 * torch.nn.functional.one_hot(y, V).double()),
     Case("binary_cross_entropy", yes_or_no, naive_bce, equal=lambda y: 200.0 * y - 100.0),

@@ -1,7 +1,7 @@
-"""Our projections of features and patches give what the published code of TransKD gives; `golden/make_transkd.py` ran it.
+"""Our projections of features and patches give what the code of TransKD gives; `golden/make_transkd.py` ran it.
 
-Whole terms are compared, as a recipe writes them: the projected maps, the losses, and their gradients at everything that
-comes from the student. The published weights are known by name and drawn from a seed.
+Whole terms are compared, as a recipe writes them: the projected maps, the losses, and their gradients at everything
+that comes from the student. The published weights are known by name and drawn from a seed.
 """
 
 import json

@@ -119,7 +119,9 @@ def main() -> None:
     sizes = (CHANNELS, CHANNELS_T, WIDTH)
     entries = [
         published("linear", code["CSF"], lambda student: code["CSF"].SKF(student, *sizes, 5), 1),
-        published("gl_mixer", code["CSF_GLMixer"], lambda student: code["CSF_GLMixer"].SKF(student, *sizes, 5, False), 3),
+        published(
+            "gl_mixer", code["CSF_GLMixer"], lambda student: code["CSF_GLMixer"].SKF(student, *sizes, 5, False), 3
+        ),
         published("embedding_assistant", code["CSF_EA"], lambda student: code["CSF_EA"].SKF(student, *sizes, 5), 5),
         published("review", code["ReviewKD"], lambda student: code["ReviewKD"].ReviewKD(student, *sizes), 7),
     ]
