@@ -117,11 +117,10 @@ def main() -> None:
     with contextlib.redirect_stdout(io.StringIO()):  # two of the files print the Zen of Python
         code = {name: module(folder / f"{name}.py", name) for name in ("CSF", "CSF_GLMixer", "CSF_EA", "ReviewKD")}
     sizes = (CHANNELS, CHANNELS_T, WIDTH)
+    mixer = code["CSF_GLMixer"]
     entries = [
         published("linear", code["CSF"], lambda student: code["CSF"].SKF(student, *sizes, 5), 1),
-        published(
-            "gl_mixer", code["CSF_GLMixer"], lambda student: code["CSF_GLMixer"].SKF(student, *sizes, 5, False), 3
-        ),
+        published("gl_mixer", mixer, lambda student: mixer.SKF(student, *sizes, 5, False), 3),
         published("embedding_assistant", code["CSF_EA"], lambda student: code["CSF_EA"].SKF(student, *sizes, 5), 5),
         published("review", code["ReviewKD"], lambda student: code["ReviewKD"].ReviewKD(student, *sizes), 7),
     ]
