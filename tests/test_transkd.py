@@ -8,20 +8,21 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny import tiny_inputs, tiny_model
+from tiny import tiny_inputs, tiny_model, tiny_upernet
 from tiny_images import tiny_image_recipe
 from tiny_runs import SHORT
 from transformers import AutoModelForImageClassification, SegformerConfig, SegformerForImageClassification
 
 from potstill.errors import ShapeError
-from potstill.knowledge import describe
-from potstill.objective import Objective
+from potstill.knowledge import describe, observe
+from potstill.objective import Objective, Scene
 from potstill.pipeline import run
 from potstill.plan import plan
 from potstill.progress import Silent
 from potstill.tasks import ImageClassification
 from potstill.training import Distiller
 from potstill.training.checkpoints import _load, _save
+from potstill.training.distiller import Member, detached
 
 DOCS = Path(__file__).parents[1] / "docs" / "vision.md"
 TASK = ImageClassification()
@@ -106,6 +107,21 @@ def test_a_batch_of_one_is_normalised_by_what_was_seen_before() -> None:
     assert torch.equal(choice.norm.running_mean, seen)
     made(batch(3))
     assert not torch.equal(choice.norm.running_mean, seen)
+
+
+@pytest.mark.parametrize("name", ["transkd_base", "transkd_gl", "transkd_ea"])
+def test_pvt_inside_upernet_is_taught_as_segformer_is(name: str) -> None:
+    student, teacher = tiny_upernet("pvt_v2", seed=1), tiny_upernet("pvt_v2", seed=2)
+    objective = Objective(of_features(name)).bind(describe(student), describe(teacher))
+    made = Member(student, objective, rows=0)
+    pixels = batch(2)["pixel_values"]
+    known = [observe(model, {"pixel_values": pixels}, objective.needs("student")) for model in (student, teacher)]
+    masks = {"outputs": torch.ones(2, dtype=torch.bool)}
+    scene = Scene(None, masks, modules=dict(made.projectors.items()), pixels=pixels)
+    found = objective(known[0], detached(known[1]), scene)
+    found.total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in made.projectors.parameters())
+    assert sum(p.grad is not None and bool(p.grad.any()) for p in student.backbone.parameters()) > 20
 
 
 def test_an_assistant_of_another_grid_is_refused() -> None:

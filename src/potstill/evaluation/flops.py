@@ -10,7 +10,7 @@ Decisions:
   arithmetic, whatever the image size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +79,7 @@ def count(model: nn.Module, pixel_shape: Sequence[int]) -> Flops:
         512x1024, in the convention of `multiply_adds`
     """
     pixels = _pixels(pixel_shape)
-    return _counted(_on_meta(model), lambda copy: copy(pixel_values=pixels))
+    return _counted(_on_meta(model), pixel_values=pixels)
 
 
 def count_training(student: PreTrainedModel, objective: BoundObjective, pixel_shape: Sequence[int]) -> Flops:
@@ -101,14 +101,14 @@ def count_training(student: PreTrainedModel, objective: BoundObjective, pixel_sh
     for term in objective.terms:
         if term.joint:
             module = objective.joint_projections()[term.joint_name].build()
-            total += _counted(_on_meta(module), lambda module: module(known, pixels))
+            total += _counted(_on_meta(module), known, pixels)
             continue
         made = {pair: objective.projections()[term.module_name(pair)] for pair in term.pairs if term.project}
         for (stage, _), sizes in made.items():
             tensor: Tensor = getattr(known, term.kind)[stage]
             kind, *widths = sizes
             module = projector(AS_MUCH.get(kind, kind), *widths)
-            total += _counted(_on_meta(module), lambda module, tensor=tensor: module(tensor))
+            total += _counted(_on_meta(module), tensor)
     return total
 
 
@@ -127,8 +127,8 @@ def _on_meta(model: nn.Module) -> nn.Module:
     return deepcopy(model, moved).eval()
 
 
-def _counted(model: nn.Module, run: Callable[[Any], Any]) -> Flops:
-    """Run a copy on meta, counting the modules that are convolutions and linear maps, and all products."""
+def _counted(model: nn.Module, *args: Any, **kwargs: Any) -> Flops:
+    """Run a model on meta, counting the modules that are convolutions and linear maps, and all products."""
     linear = 0
 
     def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -139,7 +139,7 @@ def _counted(model: nn.Module, run: Callable[[Any], Any]) -> Flops:
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
-            run(model)
+            model(*args, **kwargs)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise ModelError(
             problem(
