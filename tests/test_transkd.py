@@ -82,6 +82,14 @@ def test_everything_that_trains_learns(name: str, rows: int) -> None:
     assert all(p.grad is None for p in made.teacher.parameters())
 
 
+def test_an_assistant_asks_for_the_features_that_it_reads() -> None:
+    terms = [{"knowledge": "patches", "project": "embedding_assistant"}]
+    made = distiller(terms)
+    assert made.objective.needs("student").features == {0, 1, 2}
+    assert not made.objective.needs("teacher").features
+    assert made(batch(2)).total > 0
+
+
 def test_scalars_start_at_what_is_written() -> None:
     mixer = distiller(of_features("transkd_gl")).projectors["patches_gl_mixer"].mixer
     assert mixer.alpha.tolist() == mixer.beta.tolist() == [0.5]
