@@ -284,7 +284,7 @@ def test_losses_that_need_labels_are_means_over_labelled_rows():
         ({"knowledge": "hidden", "loss": "flow_mse", "layers": "last1"}, "this map has one pair"),
         ({"knowledge": "hidden", "shift": True}, "Only the teacher's logits are shifted"),
         ({"knowledge": "hidden", "share": True, "project": "none"}, "Remove one of the keys"),
-        ({"knowledge": "values", "share": True}, "Only hidden states are projected"),
+        ({"knowledge": "values", "share": True}, "Only hidden states, features and patches are projected"),
         ({"knowledge": "values", "embeddings": True}, "The embeddings have hidden states"),
         ({"knowledge": "labels", "teacher": "second"}, "Labels come from no teacher"),
         ({"knowledge": "logits", "teacher": "secnd"}, "Unknown teacher 'secnd'"),

@@ -16,6 +16,12 @@ from transformers import AutoModelForSemanticSegmentation
 
 CLASSES = ("ground", "square", "disc")
 VOID_ID = 3
+FOUR_STAGES: dict[str, Any] = {
+    **{"num_encoder_blocks": 4, "depths": [1, 2, 1, 1], "hidden_sizes": [8, 8, 16, 24], "decoder_hidden_size": 16},
+    **{"num_attention_heads": [1, 1, 2, 2], "mlp_ratios": [2, 2, 2, 2], "sr_ratios": [8, 4, 2, 1]},
+    **{"patch_sizes": [7, 3, 3, 3], "strides": [4, 2, 2, 2]},
+}
+"""The sizes of a SegFormer of four stages, as the published ones have."""
 COLOURS = ((40, 90, 40), (200, 60, 40), (50, 90, 220), (0, 0, 0))
 
 

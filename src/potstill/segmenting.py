@@ -1,5 +1,5 @@
-"""What a run measures of segmentation models beyond their metrics: how near they are to the teacher, pixel by pixel, and
-the images that its report shows.
+"""What a run measures of segmentation models beyond their metrics: how near they are to the teacher, pixel by pixel,
+and the images that its report shows.
 
 Decisions:
 - Images are picked by the mean IoU, on that image alone, of the student that ships: the best, those around the median,

@@ -1,4 +1,4 @@
-"""Segmentation models over images: counts of pixels for the metrics, agreement with a teacher, and a few predicted maps.
+"""Segmentation models over images: counts of pixels for metrics, agreement with a teacher, a few predicted maps.
 
 Decisions:
 - Logits of all pixels are never kept. Each batch is counted (`metrics.segmentation.pixel_counts`), and what stays is

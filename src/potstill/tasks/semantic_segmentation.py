@@ -144,7 +144,7 @@ class SemanticSegmentation(ReadsImages):
         if reader.resize != reader.size:
             raise ModelError(
                 problem(
-                    "Images of a segmentation are read whole, at one size, and this image processor reads them otherwise",
+                    "Images of a segmentation are read whole, at one size; this image processor reads them otherwise",
                     given=reader_text(reader),
                     follows="Pixels of the label map would have no answer",
                     do="Set data.image_size, such as [512, 1024]",
@@ -186,7 +186,7 @@ class SemanticSegmentation(ReadsImages):
                 problem(
                     "Under the quarter protocol student and teachers read images at one size",
                     given=f"student {reader_text(reader)}; teacher {reader_text(teachers)}",
-                    follows="Labels at a quarter of it would be others for each, and their numbers couldn't be compared",
+                    follows="Each would have other labels at a quarter of it, and their numbers couldn't be compared",
                     do="Set data.image_size, or data.protocol=full",
                 )
             )
