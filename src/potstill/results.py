@@ -251,8 +251,8 @@ def _of_pixels(bench: Workbench) -> list[dict[str, str]]:
         {
             "number": "Pixels",
             "made": f"Every pixel that isn't void, {where}. A class's IoU is of all images together; classes that "
-            "occur nowhere are left out of the mean. Boundary IoU is of the bands within 2 % of the diagonal along edges. "
-            "Intervals resample images.",
+            "occur nowhere are left out of the mean. Boundary IoU is of the bands within 2 % of the diagonal along "
+            "edges. Intervals resample images.",
         },
         {
             "number": "Agreement and KL",

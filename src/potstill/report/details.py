@@ -202,10 +202,7 @@ def sheet(results: Results) -> dict[str, Any] | None:
             "pictures": [
                 ("image", item["image"], ""),
                 ("truth", item["truth"], ""),
-                *(
-                    (title_of(results, key), one["map"], formats.percent(one["iou"]))
-                    for key, one in item["models"].items()
-                ),
+                *((titles[key], one["map"], formats.percent(one["iou"])) for key, one in item["models"].items()),
             ],
         }
         for group in given.get("groups") or []
