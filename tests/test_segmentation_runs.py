@@ -4,12 +4,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from tiny_maps import CLASSES, tiny_map_recipe
 from tiny_runs import Told, merged
 
 import potstill
+from potstill.cache.columns import columns_of
 from potstill.errors import DataError, RecipeError
 from potstill.evaluation.segmentation import load_counts
+from potstill.knowledge import Knowledge, Needs
 from potstill.recipe import load_recipe
 
 
@@ -71,3 +74,26 @@ def test_recipes_say_what_means_nothing_here(tmp_path):
             load_recipe(merged(recipe, {"data": section}))
     with pytest.raises(RecipeError, match=r"data\.void.* mean nothing for image_classification"):
         load_recipe(merged(recipe, {"task": "image_classification", "data": {"void": [3]}}))
+
+
+def test_a_student_of_kept_answers_is_that_of_a_teacher_that_runs_along(tmp_path):
+    train = {"steps": 6, "batch_size": 8, "precision": "float32"}
+    terms = [{"knowledge": "labels"}, {"knowledge": "logits", "loss": "channel_kl_divergence"}]
+    recipe = tiny_map_recipe(tmp_path, {"distill": [{"terms": terms, "train": train}]})
+    losses = {}
+    for use in ("always", "never"):
+        made = merged(recipe, {"cache": {"use": use, "precision": "float32"}})
+        results = potstill.run(made, tmp_path / use).results
+        (student,) = [model for model in results["models"] if model["key"] == "student"]
+        losses[use] = [point["parts"]["logits"] for point in student["curves"][0]["points"]]
+        if use == "always":
+            kept = results["kept"]["teacher"]["fidelity"]["columns"]["logits"]
+            assert kept["kl"] < 1e-9 and results["kept"]["teacher"]["bytes"] >= 16 * 3 * 8 * 12 * 4
+    assert losses["always"] == pytest.approx(losses["never"], rel=1e-5) and min(losses["never"]) > 0
+
+
+def test_kept_logits_of_pixels_have_their_classes_last():
+    known = Knowledge(logits=torch.randn(2, 3, 4, 5))
+    (column,) = columns_of(known, Needs(logits=True), 2)
+    assert column.shape == (4, 5, 3)
+    assert column.of(known).equal(known.logits.movedim(1, -1))

@@ -80,8 +80,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fitting_rows(self) -> Self:
-        of_others = IMAGE_KEYS if self.task in OF_TEXTS else TEXT_KEYS
-        of_others += LABEL_KEYS if self.task in OF_MAPS else MAP_KEYS
+        of_rows: tuple[str, ...] = IMAGE_KEYS if self.task in OF_TEXTS else TEXT_KEYS
+        of_others = (*of_rows, *(LABEL_KEYS if self.task in OF_MAPS else MAP_KEYS))
         wrong = [key for key in of_others if _differs(self, key.split("."))]
         if wrong:
             raise ValueError(f"{', '.join(wrong)} mean nothing for {self.task}. Leave them out")

@@ -38,8 +38,10 @@ def measure_fidelity(bench: Workbench, model: Path, teacher: Path, step: Step) -
     `bench` is as the model reads; a teacher with another reader reads the same rows by that.
     """
     device = fastest_device()
-    pair = [which.load(path).model.to(device) for which, path in ((bench, model), (bench.for_teacher, teacher))]  # type: ignore[arg-type]
-    return pixel_fidelity(*pair, bench.rows[bench.evaluated_on], bench.collate, progress=step)  # type: ignore[arg-type]
+    ours, theirs = bench.load(model).model, bench.for_teacher.load(teacher).model
+    for one in (ours, theirs):
+        one.to(device)  # type: ignore[arg-type]
+    return pixel_fidelity(ours, theirs, bench.rows[bench.evaluated_on], bench.collate, progress=step)  # type: ignore[arg-type]
 
 
 def picked(iou: Array, counted: Array, of_a_group: int = OF_A_GROUP) -> dict[str, list[int]]:

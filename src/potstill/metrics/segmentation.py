@@ -18,7 +18,7 @@ Decisions held here:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -118,7 +118,7 @@ def boundary_iou(counts: Array, labels: Array) -> Statistic:
     return _mean_over_classes(*_band_overlaps(counts))
 
 
-FULL = {
+FULL: dict[str, Callable[[Array, Array], Statistic]] = {
     "mean_iou": mean_iou,
     "pixel_accuracy": pixel_accuracy,
     "mean_accuracy": mean_accuracy,

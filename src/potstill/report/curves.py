@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curve = Mapping[str, Any]
+MOST_WRITTEN, FEW_CLASSES = 9999, 5
+"""Counts of pixels are too long for the cells of a confusion matrix, unless it has few."""
 
 
 def learning_curves(results: Results, key: str = "student") -> list[Plot]:
@@ -180,6 +182,7 @@ def confusion_plots(results: Results) -> list[Plot]:
 def _confusion(key: str, who: str, matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Plot:
     number, large = len(matrix), len(matrix) > MOST_CLASSES
     most = max((value for line in matrix for value in line), default=0) or 1
+    written = not large and (most <= MOST_WRITTEN or number <= FEW_CLASSES)
 
     def paint(figure: "Figure", axes: "Axes") -> None:
         from matplotlib.patches import Rectangle
@@ -196,7 +199,7 @@ def _confusion(key: str, who: str, matrix: Sequence[Sequence[int]], names: Seque
                             (predicted - 0.5, truth - 0.5), 1, 1, facecolor=role(key).colour, alpha=shade, linewidth=0
                         )
                     )
-                if not large:
+                if written:
                     axes.text(predicted, truth, formats.whole(value), ha="center", va="center", fontsize=_fit(number))
         axes.set_xlabel("Predicted")
         axes.set_title("Truth")
@@ -211,6 +214,8 @@ def _confusion(key: str, who: str, matrix: Sequence[Sequence[int]], names: Seque
 
     title = f"Confusion, {formats.tidy(who, 30)}"
     caption = f"{number} classes in the order of the labels; the darker, the more rows." if large else ""
+    if not written and not large:
+        caption = "The darker, the more; the counts are in the table."
     rows = [
         Row(name, tuple(Cell(formats.whole(value)) for value in line)) for name, line in zip(names, matrix, strict=True)
     ]
