@@ -194,4 +194,8 @@ def _inputs(model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
     compute a loss, aside."""
     taken = inspect.signature(model.forward).parameters
     device = next(model.parameters()).device
-    return {name: torch.as_tensor(value, device=device) for name, value in batch.items() if name in taken and name != "labels"}
+    return {
+        name: torch.as_tensor(value, device=device)
+        for name, value in batch.items()
+        if name in taken and name != "labels"
+    }
