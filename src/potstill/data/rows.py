@@ -109,8 +109,8 @@ def unlabelled_images(
 
 
 def without_labels(rows: Dataset, like: Dataset) -> Dataset:
-    """Rows with a column ``labels``, in the form that it has in `like`, which says that there are none; or with an empty
-    ``label_map``, where `like` has maps."""
+    """Rows with a column ``labels``, in the form that it has in `like`, which says that there are none; or with an
+    empty column ``label_map``, where `like` has maps."""
     if "label_map" in like.features:
         return rows.add_column("label_map", [None] * len(rows), feature=like.features["label_map"])
     feature = like.features["labels"]

@@ -9,7 +9,9 @@ Decisions:
   at, void pixels aside.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,42 @@ def pixel_fidelity(
         if progress is not None:
             progress(done, len(rows), None)
     return {"agreement": same / max(1, pixels), "kl": max(0.0, divergence / max(1, pixels))}
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Another form of a model, such as an exported file, beside the model itself: counts of its predictions [N,V,V+3],
+    the largest difference of a logit (NaN where one is not a number), the share of logits' places that agree."""
+
+    counts: Array
+    max_logit_difference: float
+    agreement: float
+
+
+def beside(
+    runner: Callable[[Mapping[str, Any]], Any], model: PreTrainedModel, rows: Any, collate: SegmentationCollator
+) -> Beside:
+    """Run another form of a model over the same batches, and compare it with the model at the size of its logits.
+
+    Args:
+        runner: a function of a batch that gives logits [B,V,h,w].
+        model: on the CPU.
+        rows, collate: as in `predict_counts`.
+    """
+    classes = len(collate.task.names)
+    counts = np.zeros((len(rows), classes, classes + BANDS), dtype=np.int32)
+    largest, same, places = 0.0, 0, 0
+    for numbers, chosen, logits in _over(model, rows, collate, None, False):
+        theirs = torch.as_tensor(np.asarray(runner(collate(chosen))))
+        largest = max(largest, float((theirs - logits).abs().max())) if theirs.isfinite().all() else math.nan
+        same += int((theirs.argmax(1) == logits.argmax(1)).sum())
+        places += logits.argmax(1).numel()
+        for number, row, own in zip(numbers, chosen, theirs, strict=True):
+            truth = collate.task.truth(row["label_map"], collate.reader.size)
+            counts[number] = pixel_counts(predicted_map(own, truth.shape)[None], truth[None], classes)[0]
+        if math.isnan(largest):
+            break
+    return Beside(counts, largest, same / max(1, places))
 
 
 def _log_probabilities(logits: Tensor, collate: SegmentationCollator, batch: Mapping[str, Tensor]) -> Tensor:
