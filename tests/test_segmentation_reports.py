@@ -1,19 +1,34 @@
-"""A recipe of segmentation, from images and label maps to the report."""
+"""What the report of a segmentation shows, and what recipes of it refuse."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_maps import CLASSES, tiny_map_recipe
+from tiny_maps import CLASSES, tiny_map_recipe, tiny_segmenter
 from tiny_runs import Told, merged
 
 import potstill
 from potstill.cache.columns import columns_of
-from potstill.errors import DataError, RecipeError
+from potstill.errors import ModelError, RecipeError
 from potstill.evaluation.segmentation import load_counts
 from potstill.knowledge import Knowledge, Needs
+from potstill.prediction import load_classifier
 from potstill.recipe import load_recipe
+from potstill.report import details
+
+ITEM = {"name": "a.png", "image": "data:a", "truth": "data:b", "models": {"student": {"map": "data:c", "iou": 0.41}}}
+SHOWN = {
+    "run": {"problem": "segmentation_quarter"},
+    "models": [{"key": "student", "title": "Student"}],
+    "segmentation": {
+        "legend": [{"name": "road", "colour": [128, 10, 255]}],
+        "void": True,
+        "groups": [{"key": "best", "items": [ITEM]}],
+        "of": 7,
+    },
+}
 
 
 def test_a_run_from_label_maps_to_the_report(tmp_path):
@@ -57,12 +72,6 @@ def test_the_quarter_protocol_is_named_wherever_a_number_stands(tmp_path):
     assert counts[:, :, :3].sum(axis=(1, 2)).max() <= 8 * 12
 
 
-def test_bad_maps_are_told_with_counts_before_anything_is_trained(tmp_path):
-    with pytest.raises(DataError, match=r"16 of the 16 label maps of train hold ids that are no class's"):
-        potstill.run(tiny_map_recipe(tmp_path, {"data": {"void": []}}), tmp_path / "run")
-    assert not list((tmp_path / "run").glob("**/*.safetensors"))
-
-
 def test_recipes_say_what_means_nothing_here(tmp_path):
     recipe = tiny_map_recipe(tmp_path)
     for section, message in (
@@ -76,24 +85,23 @@ def test_recipes_say_what_means_nothing_here(tmp_path):
         load_recipe(merged(recipe, {"task": "image_classification", "data": {"void": [3]}}))
 
 
-def test_a_student_of_kept_answers_is_that_of_a_teacher_that_runs_along(tmp_path):
-    train = {"steps": 6, "batch_size": 8, "precision": "float32"}
-    terms = [{"knowledge": "labels"}, {"knowledge": "logits", "loss": "channel_kl_divergence"}]
-    recipe = tiny_map_recipe(tmp_path, {"distill": [{"terms": terms, "train": train}]})
-    losses = {}
-    for use in ("always", "never"):
-        made = merged(recipe, {"cache": {"use": use, "precision": "float32"}})
-        results = potstill.run(made, tmp_path / use).results
-        (student,) = [model for model in results["models"] if model["key"] == "student"]
-        losses[use] = [point["parts"]["logits"] for point in student["curves"][0]["points"]]
-        if use == "always":
-            kept = results["kept"]["teacher"]["fidelity"]["columns"]["logits"]
-            assert kept["kl"] < 1e-9 and results["kept"]["teacher"]["bytes"] >= 16 * 3 * 8 * 12 * 4
-    assert losses["always"] == pytest.approx(losses["never"], rel=1e-5) and min(losses["never"]) > 0
-
-
 def test_kept_logits_of_pixels_have_their_classes_last():
     known = Knowledge(logits=torch.randn(2, 3, 4, 5))
     (column,) = columns_of(known, Needs(logits=True), 2)
     assert column.shape == (4, 5, 3)
     assert column.of(known).equal(known.logits.movedim(1, -1))
+
+
+def test_commands_for_classifiers_say_what_a_segmentation_is(tmp_path):
+    with pytest.raises(ModelError, match="holds a model of semantic segmentation"):
+        load_classifier(Path(tiny_segmenter(tmp_path / "model")))
+
+
+def test_the_colours_of_the_legend_are_those_of_the_maps():
+    found = details.sheet(SHOWN)
+    assert found is not None
+    assert found["legend"] == [{"name": "road", "colour": "#800aff"}, {"name": "void", "colour": "#000000"}]
+    assert [name for _, name in found["columns"]] == ["Student"]
+    assert found["rows"][0]["which"] == "Best" and found["rows"][0]["pictures"][-1] == ("Student", "data:c", "41.0%")
+    assert found["score"] == "mean IoU at 1/4 resolution"
+    assert details.sheet({**SHOWN, "segmentation": None}) is None
