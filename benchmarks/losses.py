@@ -191,6 +191,7 @@ CASES = (
     Case("crd", "64x128, 1024 of 10,000", memory_bank, {"temperature": 0.07}),
     Case("pixel_kl_divergence", "4x19x64x64", pixels, SOFT),
     Case("channel_kl_divergence", "4x19x64x64", channels, SOFT),
+    Case("pairwise_affinity_mse", "4x19x64x64", channels, {"patch": 2}),
 )
 
 

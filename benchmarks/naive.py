@@ -343,3 +343,11 @@ def pixel_kl_divergence(student: Tensor, teacher: Tensor, mask: Tensor, temperat
 def channel_kl_divergence(student: Tensor, teacher: Tensor, mask: None, temperature: float) -> Tensor:
     ours, theirs = (Log(x.flatten(2) / temperature, -1) for x in (student, teacher))
     return temperature**2 * _kl(theirs, ours)
+
+
+def pairwise_affinity_mse(student: Tensor, teacher: Tensor, mask: None, patch: int) -> Tensor:
+    nodes = [
+        functional.normalize(functional.avg_pool2d(x, patch).flatten(2), dim=1, eps=1e-12) for x in (student, teacher)
+    ]
+    ours, theirs = (x.transpose(1, 2) @ x for x in nodes)
+    return functional.mse_loss(ours, theirs)

@@ -58,6 +58,7 @@ ORDER = (
     "prediction",
     "evaluating",
     "likeness",
+    "segmenting",
     "shipping",
     "results",
     "caching",

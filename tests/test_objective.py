@@ -82,7 +82,7 @@ def test_more_padding_changes_no_term(family):
     teacher.set_attn_implementation("eager")
     student.set_attn_implementation("eager")
     batch = tiny_batch() | {"labels": torch.tensor([0, 1, -100])}
-    terms = [{"knowledge": kind} for kind in KINDS]
+    terms = [{"knowledge": kind} for kind in ("labels", *COMPARED)]
     short = parts(terms, student, teacher, batch).terms
     long = parts(terms, student, teacher, padded(batch, 7)).terms
     for name, share in short.items():
@@ -183,7 +183,7 @@ def test_a_function_may_stand_for_a_loss():
         ({"knowledge": "values", "options": {"head": 4}}, "Did you mean 'heads'"),
         ({"knowledge": "hidden", "temperature": 2.0}, "takes no temperature"),
         ({"knowledge": "hidden", "project": "linaer"}, "Did you mean 'linear'"),
-        ({"knowledge": "values", "project": "linear"}, "Only hidden states are projected"),
+        ({"knowledge": "values", "project": "linear"}, "Only hidden states, features and patches are projected"),
         ({"knowledge": "logits", "weight": {"schedule": "linaer"}}, "Did you mean 'linear'"),
         ({"knowledge": "logits", "weight": "much"}, "finite number"),
     ],

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from tiny_images import tiny_image_folder, tiny_image_model
+from tiny_maps import FOUR_STAGES, tiny_map_folder, tiny_segmenter
 from tiny_runs import FAST, SHORT, tiny_files, tiny_teacher, write_csv
 
 from potstill.pipeline import run
@@ -61,6 +62,18 @@ def of_images(written: dict[str, Any], folder: Path) -> dict[str, Any]:
     return made
 
 
+def of_maps(written: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A recipe with tiny pictures of shapes, their label maps, and tiny SegFormers of as many stages."""
+    kept = {key: value for key, value in written["data"].items() if key in ("class_weights", "protocol", "augment")}
+    made = shortened(written) | {"data": {"name": tiny_map_folder(folder / "data"), **kept}} | FAST
+    made["teacher"] = {**made["teacher"], "model": tiny_segmenter(folder / "model", **FOUR_STAGES)}
+    made["student"] = {"config": {"model_type": "segformer", **FOUR_STAGES, "hidden_sizes": [8, 8, 8, 16]}}
+    return made
+
+
+MADE = {"text_classification": of_texts, "image_classification": of_images, "semantic_segmentation": of_maps}
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_packaged_recipe_is_short(name: str) -> None:
     lines = RECIPES[name].read_text(encoding="utf-8").splitlines()
@@ -71,7 +84,7 @@ def test_a_packaged_recipe_is_short(name: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_packaged_recipe_runs(name: str, tmp_path: Path) -> None:
     written = yaml.safe_load(RECIPES[name].read_text(encoding="utf-8"))
-    made = of_images(written, tmp_path) if written["task"] == "image_classification" else of_texts(written, tmp_path)
+    made = MADE[written["task"]](written, tmp_path)
     recipe = load_recipe(made)
     planned = plan(made)
     assert [stage.title for stage in planned.stages if stage.title.startswith("student")]

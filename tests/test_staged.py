@@ -5,6 +5,8 @@ from copy import deepcopy
 import pytest
 import torch
 from tiny import IMAGES, tiny_inputs, tiny_model
+from tiny_images import tiny_image_recipe
+from tiny_runs import SHORT
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForSemanticSegmentation
@@ -15,10 +17,18 @@ from potstill.kinds import KINDS
 from potstill.kinds import family as home
 from potstill.knowledge import describe, observe
 from potstill.objective import Objective, Scene
+from potstill.pipeline import run
+from potstill.progress import Silent
 from potstill.projectors import FUSIONS, PATCH_PROJECTIONS, projector
 from potstill.staged import on_grid, places_that_count
+from potstill.tasks import ImageClassification
+from potstill.training import Distiller
 
 TRANSFORMERS = [name for name in IMAGES if name not in ("mobilenet_v2", "resnet")]
+
+
+SIZES = ("model_type", "num_encoder_blocks", "depths", "hidden_sizes", "mlp_ratios", "sr_ratios", "patch_sizes")
+SIZES += ("strides", "num_attention_heads", "decoder_hidden_size")
 
 
 def bound(terms, student, teacher):
@@ -173,6 +183,41 @@ def test_losses_of_rows_see_the_mean_of_a_stage():
     torch.testing.assert_close(parts(terms, student, teacher).total, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_a_memory_sees_the_mean_of_a_stage():
+    student, teacher = tiny_model("mobilenet_v2"), tiny_model("resnet", seed=1)
+    terms = [{"knowledge": "features", "loss": "crd", "layers": {3: 1}, "width": 8, "negatives": 3}]
+    made = Distiller(student, Objective(terms), ImageClassification(), teacher, rows=6).train()
+    memory = made.projectors["features_3_to_1"]
+    assert (memory.student_head.in_features, memory.teacher_head.in_features) == (80, 32)
+    before = memory.student_bank.clone()
+    found = made(tiny_inputs("vit") | {"row": torch.tensor([0, 2, 5])})
+    found.total.backward()
+    assert memory.student_head.weight.grad.any()
+    assert (memory.student_bank != before).any(1).tolist() == [True, False, True, False, False, True]
+
+
+def test_a_cached_teacher_teaches_by_its_stages_too(tmp_path):
+    terms = [
+        {"knowledge": "features", "loss": "hcl", "project": "csf"},
+        {"knowledge": "patches", "project": "gl_mixer", "stage_weights": [0.5, 1.0]},
+    ]
+    segformer = {"model_type": "segformer", **tiny_model("segformer", layers=3).config.to_diff_dict()}
+    segformer = {key: value for key, value in segformer.items() if key in SIZES}
+    shares = []
+    for use in ("never", "always"):
+        made = tiny_image_recipe(tmp_path / use) | {
+            "teacher": {"config": segformer, "train": dict(SHORT)},
+            "student": {"config": segformer | {"hidden_sizes": [8, 16]}},
+            "distill": [{"terms": terms, "train": dict(SHORT)}],
+            "cache": {"use": use, "precision": "float32"},
+        }
+        outcome = run(made, tmp_path / use / "run", progress=Silent())
+        found = next(model for model in outcome.results["models"] if model["key"] == "student")
+        shares.append(found["curves"][-1]["points"][-1]["parts"])
+    assert shares[1] == pytest.approx(shares[0], rel=1e-5)
+    assert set(shares[0]) == {"features", "patches"}
+
+
 # ---- void pixels
 
 
@@ -225,14 +270,16 @@ def test_images_count_alike_whatever_is_void():
     student, teacher = (segmentation("segformer", seed=seed) for seed in (1, 0))
     outputs = without_right_half()
     outputs[1] = True
-    batch = tiny_inputs("vit")
     terms = [{"knowledge": "features"}]
-    alone = [
-        parts(terms, student, teacher, batch={"pixel_values": batch["pixel_values"][[i]]}, outputs=outputs[[i]]).total
-        for i in (0, 1)
-    ]
-    found = parts(terms, student, teacher, batch=batch, outputs=outputs).total  # the third has no pixel
-    torch.testing.assert_close(found, (alone[0] + alone[1]) / 2)
+    needs = bound(terms, student, teacher).needs("student")
+    ours, theirs = (observe(model, tiny_inputs("vit"), needs).features for model in (student, teacher))
+    expected = []
+    for stage, maps in ours.items():
+        squares = (maps - theirs[stage]).square()
+        half = squares[0, :, :, : maps.shape[3] // 2].mean()
+        expected.append((half + squares[1].mean()) / 2)  # the third has no pixel
+    found = parts(terms, student, teacher, outputs=outputs).total
+    torch.testing.assert_close(found, (expected[0] + expected[1]) / 2)
 
 
 # ---- what can't be meant

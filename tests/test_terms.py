@@ -12,7 +12,7 @@ from potstill.kinds import ANY_WIDTH, KINDS
 from potstill.knowledge import ModelShape, describe, observe
 from potstill.losses.logits import probability_shifted
 from potstill.mappings import EMBEDDINGS
-from potstill.objective import Objective, Scene, Term, pooled
+from potstill.objective import Defaults, Objective, Scene, Term, pooled
 from potstill.projectors import projector
 from potstill.reduce import masked_mean
 from potstill.schedules import schedule
@@ -69,10 +69,16 @@ def test_only_the_losses_that_say_so_take_any_width(name):
             loss(**arguments)
 
 
-def test_every_loss_fits_some_knowledge_but_those_of_images():
+def test_every_loss_fits_some_knowledge():
     families = {family for kind in KINDS.values() for family in kind.families}
-    homeless = {n for n in losses.__all__ if getattr(losses, n).__module__.rpartition(".")[2] not in families}
-    assert homeless == {"channel_kl_divergence", "pixel_kl_divergence"}
+    assert not {n for n in losses.__all__ if getattr(losses, n).__module__.rpartition(".")[2] not in families}
+
+
+def test_losses_of_maps_are_for_tasks_that_answer_every_pixel():
+    terms = Objective([{"knowledge": "logits", "loss": "channel_kl_divergence"}])
+    with pytest.raises(RecipeError, match=r"'channel_kl_divergence' compares maps .* no answer a pixel"):
+        terms.bind(SHALLOW, DEEP)
+    assert terms.bind(SHALLOW, DEEP, Defaults(maps=True)).terms[0].kind == "logits"
 
 
 # ---- pooled states
@@ -278,7 +284,7 @@ def test_losses_that_need_labels_are_means_over_labelled_rows():
         ({"knowledge": "hidden", "loss": "flow_mse", "layers": "last1"}, "this map has one pair"),
         ({"knowledge": "hidden", "shift": True}, "Only the teacher's logits are shifted"),
         ({"knowledge": "hidden", "share": True, "project": "none"}, "Remove one of the keys"),
-        ({"knowledge": "values", "share": True}, "Only hidden states are projected"),
+        ({"knowledge": "values", "share": True}, "Only hidden states, features and patches are projected"),
         ({"knowledge": "values", "embeddings": True}, "The embeddings have hidden states"),
         ({"knowledge": "labels", "teacher": "second"}, "Labels come from no teacher"),
         ({"knowledge": "logits", "teacher": "secnd"}, "Unknown teacher 'secnd'"),

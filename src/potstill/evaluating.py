@@ -9,7 +9,7 @@ from potstill.data import load, prepare
 from potstill.data.rows import standard_columns, with_labels
 from potstill.errors import DataError, ModelError
 from potstill.evaluation import fidelity
-from potstill.evaluation.predict import OUTPUTS
+from potstill.evaluation.outputs import OUTPUTS
 from potstill.evaluation.significance import bootstrap, interval
 from potstill.labelled import GUESSES
 from potstill.metrics import METRICS, keys, primary

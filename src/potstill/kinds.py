@@ -40,7 +40,7 @@ OF_MAPS = ("dense", "hierarchical")  # families that compare maps [B,C,H,W]
 _OF_STATES = ("hidden", "structure", *OF_ROWS)
 KINDS: dict[str, Kind] = {
     "labels": Kind(("labels",), None, "labels"),
-    "logits": Kind(("divergence", "bounded", "logits", "samples"), None, "outputs"),
+    "logits": Kind(("divergence", "bounded", "logits", "samples", "dense"), None, "outputs"),
     "hidden": Kind((*_OF_STATES, "granularity"), "hidden_mse", "tokens", PROJECTIONS),
     "attention": Kind(("attention",), "attention_kl", "tokens"),
     "scores": Kind(("scores",), "score_mse", "tokens"),
@@ -56,7 +56,8 @@ BY_HEAD = ("attention", "scores", "queries", "keys", "values")
 ANY_WIDTH = frozenset(
     {
         *("attention_transfer", "crd", "hidden_cka", "mgskd_samples", "mgskd_spans", "mgskd_tokens"),
-        *("neuron_selectivity", "rkd_angle", "rkd_distance", "similarity_mse", "similarity_preserving"),
+        *("neuron_selectivity", "pairwise_affinity_mse", "rkd_angle", "rkd_distance"),
+        *("similarity_mse", "similarity_preserving"),
     }
 )
 

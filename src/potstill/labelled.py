@@ -8,6 +8,7 @@ know, as the data has them; `encoding` reads them for the models.
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from transformers import AutoConfig
@@ -16,11 +17,12 @@ from potstill.checks import problem
 from potstill.data import load, prepare
 from potstill.data.columns import Columns
 from potstill.data.images import guess_image_columns
+from potstill.data.label_maps import class_weights, read_label_maps
 from potstill.data.rows import in_order, routed, standard_columns, unlabelled_images, unlabelled_rows, with_labels
 from potstill.errors import DataError, ModelError, RecipeError
 from potstill.recipe import Recipe
 from potstill.sections import SourceSection
-from potstill.tasks import ImageClassification, Task, TextClassification
+from potstill.tasks import ImageClassification, SemanticSegmentation, Task, TextClassification
 from potstill.tasks.base import bars_on_a_terminal, quiet_transformers
 from potstill.terms import TEACHER
 from potstill.training.combination import CONFIDENT
@@ -97,6 +99,53 @@ def classified(kind: type[Classified], recipe: Recipe, teacher: str, say: Say) -
     return rows, task
 
 
+def segmented(recipe: Recipe, teacher: str, say: Say) -> tuple[dict[str, Any], SemanticSegmentation]:
+    """The rows of a segmentation, and the task. Every label map is read here once.
+
+    Args:
+        teacher: where the teacher lies; its classes have to be the data's, in their order, where it isn't trained here.
+        say: told what was guessed.
+    """
+    data = recipe.data
+    found, notes = load.load_with_notes(source_of(data))
+    columns, guessed = guess_image_columns(found, data.columns.model_dump(exclude_unset=True), maps=True)
+    found, seen = columns.looked_at(found)
+    found, cut = load.missing_splits(found, validation=data.validation, test=data.test, columns=columns)
+    if found.pop(UNLABELLED, None) is not None:
+        say("the split unlabelled is left out; to learn from such rows too, name their source under data.unlabelled")
+    if data.limit is not None:
+        found[TRAIN] = found[TRAIN].shuffle(seed=0).select(range(min(data.limit, len(found[TRAIN]))))
+    folder = data.name if data.name is not None and Path(data.name).expanduser().is_dir() else None
+    maps = read_label_maps(found, columns, names=data.names, palette=data.palette, void=data.void, folder=folder)
+    for note in [*notes, *guessed, *seen, *cut, *maps.notes, *load.overlap_warnings(found, columns)]:
+        say(note)
+    weights = class_weights(maps.pixels[TRAIN], data.class_weights)
+    if weights is not None:
+        lightest, heaviest = min(weights), max(weights)
+        say(f"labels are weighted by class, from {lightest:.3g} to {heaviest:.3g}")
+    task = SemanticSegmentation(maps.classes, data.protocol, weights, data.augment)
+    if recipe.teacher.train is None:
+        _require_the_teachers_order(task, teacher, recipe.teacher.trust_remote_code)
+    return {split: columns.standard(rows, ()) for split, rows in found.items()}, task
+
+
+def _require_the_teachers_order(task: SemanticSegmentation, teacher: str, trust_remote_code: bool) -> None:
+    """Refuse a teacher that is taken as it is and has other classes than the maps, or these in another order."""
+    names = head_names(teacher, trust_remote_code)
+    if names is None:
+        return  # a head that isn't there is refused when the model is loaded
+    generic = all(name.upper().startswith("LABEL_") for name in names)
+    if len(names) != len(task.names) or (not generic and lowered(names) != lowered(task.names)):
+        raise ModelError(
+            problem(
+                "The teacher doesn't know the classes of the label maps, or has them in another order",
+                given=f"teacher {names}, data {list(task.names)}",
+                follows="What it predicts would be compared with other classes",
+                do="Give data.names in its order, if the maps have its ids, or train the teacher here (teacher.train)",
+            )
+        )
+
+
 def unlabelled(recipe: Recipe, section: SourceSection, raw: Mapping[str, Any], say: Say) -> Any:
     """Rows without labels, less those that show what is in an evaluated split. Columns are named as in the labelled."""
     found, notes = load.load_with_notes(source_of(section))
@@ -171,11 +220,13 @@ GUESSES: dict[type[Classified], Guess] = {
 TRANSFER: dict[str, tuple[Guess, Callable[..., tuple[Any, int]]]] = {
     "text_classification": (prepare.guess_columns, unlabelled_rows),
     "image_classification": (guess_image_columns, unlabelled_images),
+    "semantic_segmentation": (guess_image_columns, unlabelled_images),
 }
 """The `task` of a recipe -> what finds the columns of rows without labels, and what makes them rows to learn from."""
 
 LABELLED: dict[str, Labelled] = {
     "text_classification": partial(classified, TextClassification),
     "image_classification": partial(classified, ImageClassification),
+    "semantic_segmentation": segmented,
 }
 """The `task` of a recipe -> what gives its rows by split, with the columns that tasks know, and the task."""

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from potstill.errors import MappingError, RecipeError
 from potstill.fusing import fusable, fused_shares, outcomes
-from potstill.kinds import KINDS, LAYERLESS, takes, width_at
+from potstill.kinds import KINDS, LAYERLESS, OF_MAPS, family, takes, width_at
 from potstill.knowledge.architectures import ModelShape
-from potstill.knowledge.types import STAGED, Knowledge, Needs
+from potstill.knowledge.types import STAGED, Knowledge, Logits, Needs
 from potstill.losses.fused import FactoredLogits, SparseLogits
 from potstill.losses.logits import probability_shifted
 from potstill.projectors import ASSISTANT, IMAGE_CHANNELS, JointProjection
@@ -36,6 +36,7 @@ from potstill.transport import earth_movers_flow
 __all__ = ["KINDS", "BoundObjective", "BoundTerm", "Defaults", "Objective", "Parts", "Scene", "Term", "check_term"]
 
 One = TypeVar("One")
+WEIGHTS = "weights"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Scene:
         labels: the task's labels of the rows.
         masks: ``labels`` [B] rows with a label, ``outputs`` [B] rows that count, ``tokens`` [B,S] not padding (images
             have none); where outputs are of tokens or pixels, ``labels`` and ``outputs`` are [B,S] or [B,H,W], and
-            ``rows`` [B] are the rows that count.
+            ``rows`` [B] are the rows that count. ``weights``, where there are any: how much the label of each position
+            counts, [B,H,W] floats, 0 where there is none; terms on labels are then a weighted mean.
         counts: the denominators, over the whole accumulation window; None takes those of this micro-batch.
         progress: the share of training done, 0 to 1, for the schedules.
         modules: projections and memories by name, as `BoundObjective.projections` and `memories` list them.
@@ -248,9 +250,11 @@ def _mean(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scene:
             value = value * influence.reshape(-1, *[1] * (value.ndim - 1)).to(value.dtype)
         elif influence != 1:
             value = value * influence
-        means.append(
-            masked_mean(value, scene.masks[positions], None if scene.counts is None else scene.counts[positions])
-        )
+        counted = positions
+        if term.kind == "labels" and WEIGHTS in scene.masks:
+            value, counted = value * scene.masks[WEIGHTS], WEIGHTS
+        counts = scene.masks[counted].sum() if scene.counts is None else scene.counts[counted]
+        means.append(masked_mean(value, scene.masks[positions], counts))
     if term.stage_weights is not None:
         weighted = [weight * mean for weight, mean in zip(term.stage_weights, means, strict=True)]
         return sum(weighted[1:], weighted[0])
@@ -273,11 +277,11 @@ def _values(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scen
     """The unreduced loss of a term, one tensor a layer pair."""
     options = _arguments(term, student, teacher, scene)
     if term.kind == "labels":
-        yield term.loss(student.logits_of(term.classifier), scene.labels, **options)
+        yield term.loss(_placed(student.logits_of(term.classifier), term), scene.labels, **options)
         return
     assert teacher is not None, "a term that compares with the teacher was called without one"
     if term.kind == "logits":
-        ours, target = student.logits_of(term.classifier), teacher.logits
+        ours, target = _placed(student.logits_of(term.classifier), term), _placed(teacher.logits, term)
         if isinstance(target, SparseLogits):
             assert isinstance(ours, Tensor)
             ours, target = outcomes(ours, target, term, options.get("temperature", 1.0))
@@ -308,6 +312,13 @@ def _values(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scen
             yield term.loss(ours, theirs, **options)
 
 
+def _placed(logits: Logits | None, term: BoundTerm) -> Logits | None:
+    """Logits with their classes last, as losses of positions take them; maps [B,V,H,W] stay so for losses of maps."""
+    if isinstance(logits, Tensor) and logits.ndim == 4 and family(term.loss) not in OF_MAPS:
+        return logits.movedim(1, -1)
+    return logits
+
+
 def _arguments(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scene: Scene) -> dict[str, Any]:
     """What a term's loss takes besides the two tensors: its options as they are now, temperature, labels, mask."""
     options: dict[str, Any] = {}
@@ -315,7 +326,7 @@ def _arguments(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, s
         options = {**term.options, **{key: value(scene.progress) for key, value in term.scheduled.items()}}
         if isinstance(term.temperature, Adaptive):
             assert teacher is not None
-            ours, theirs = student.logits_of(term.classifier), teacher.logits
+            ours, theirs = _placed(student.logits_of(term.classifier), term), _placed(teacher.logits, term)
             assert isinstance(ours, Tensor) and isinstance(theirs, Tensor)
             mask = scene.masks["outputs"]
             options["temperature"] = term.temperature(scene.progress, ours, theirs, mask=mask)

@@ -16,17 +16,19 @@ from potstill import ranks
 from potstill.caching import Caching, Shared
 from potstill.checks import problem
 from potstill.errors import CacheError, DataError, ExportError, ModelError
-from potstill.evaluation.predict import OUTPUTS, fastest_device
+from potstill.evaluation.outputs import OUTPUTS
+from potstill.evaluation.predict import fastest_device
 from potstill.evaluation.results import TRAIN, VALIDATION, Contender
 from potstill.knowledge import Needs
 from potstill.likeness import attention_pairs, measure_attention, why_no_maps
-from potstill.metrics import METRICS, primary, score
+from potstill.metrics import METRICS, of_pixels, primary, score
 from potstill.preflight import preflight, require_space, shape_text, student_notes
 from potstill.progress import Progress, Silent
 from potstill.recipe import Recipe, load_recipe
 from potstill.results import assemble, described
 from potstill.runs import RunFolder, Stage, copy_folder, write_json
 from potstill.school import School
+from potstill.segmenting import measure_fidelity, shown_images
 from potstill.shipping import FILES, export_student, measure_cost
 from potstill.terms import TEACHER
 from potstill.training import Precision
@@ -168,16 +170,18 @@ class _Run:
         chosen = self.choose(predictions)
         exports = self.exports(chosen, students["student", chosen], predictions["student", chosen])
         costs = self.costs(teacher, students["student", chosen], exports)
+        near = {key: self.fidelity(*key, stage, teacher) for key, stage in models.items() if stage is not teacher}
         results = {
             **assemble(
                 self.folder,
                 self.bench,
                 self.precision,
-                self.contenders(teachers, students, predictions, costs),
+                self.contenders(teachers, students, predictions, costs, near),
                 [{**entry, **costs.get(entry["key"], {})} for entry in exports],
                 chosen,
             ),
             "attention": self.attention(chosen, teacher, students),
+            "segmentation": self.images(chosen, models, predictions),
             "kept": students["student", chosen].value.get("cache", {}),
         }
         outcome = self.report(results)
@@ -310,12 +314,40 @@ class _Run:
             found.append({"key": role, "title": ROLES[role], **value})
         return found
 
+    def fidelity(self, role: str, seed: int, model: Stage, teacher: Stage) -> list[dict[str, float]]:
+        """How near a segmentation model is to the teacher, which can't be told from what is kept of its outputs."""
+        bench = self.bench.reads(role)
+        if not of_pixels(bench.task.problem):
+            return []
+
+        def work(_folder: Path) -> dict[str, Any]:
+            with self.progress.stage(f"{role.replace('_', ' ')} beside the teacher") as step:
+                return measure_fidelity(bench, self.school.model(model), self.school.model(teacher), step)
+
+        made_from = {"models": [teacher.digest, model.digest], "rows": bench.digest}
+        return [self.folder.stage(f"fidelity/{role}/{seed}", made_from, work).value]
+
+    def images(
+        self,
+        seed: int,
+        models: Mapping[tuple[str, int], Stage],
+        predictions: Mapping[tuple[str, int], Mapping[str, np.ndarray[Any, Any]]],
+    ) -> dict[str, Any] | None:
+        """What the models see in some of the evaluated images; None where the task is no segmentation."""
+        if not of_pixels(self.bench.task.problem):
+            return None
+        keys = {TEACHER: (TEACHER, self.recipe.seed), **{role: (role, seed) for role in reversed(self.recipe.roles)}}
+        counts = {role: predictions[key][self.bench.evaluated_on] for role, key in keys.items()}
+        with self.progress.stage("images of the report") as step:
+            return shown_images(self.bench, {r: self.school.model(models[k]) for r, k in keys.items()}, counts, step)
+
     def contenders(
         self,
         teachers: Mapping[str, Stage],
         students: Mapping[tuple[str, int], Stage],
         predictions: Mapping[tuple[str, int], Mapping[str, np.ndarray[Any, Any]]],
         costs: Mapping[str, Any],
+        near: Mapping[tuple[str, int], Sequence[Mapping[str, float]]],
     ) -> list[Contender]:
         """Teachers, baselines and student, with what was measured of each."""
         found = [
@@ -328,6 +360,7 @@ class _Run:
                 costs.get(name),
                 [teacher.value["training"]] if teacher.value["training"] else [],
                 teacher.value["curves"],
+                near.get((name, self.recipe.seed), ()),
             )
             for name, teacher in teachers.items()
         ]
@@ -344,6 +377,7 @@ class _Run:
                     None if role in assistants else costs.get("student"),
                     [one.value["training"] for one in runs],
                     [curve for one in runs for curve in one.value["curves"]],
+                    [found for seed in self.seeds for found in near[role, seed]],
                 )
             )
         return found

@@ -32,6 +32,14 @@ def load_classifier(folder: Path) -> tuple[Classified, PreTrainedModel, Any]:
         given = str(error).strip().splitlines()[0]
         do = "Name a folder such as runs/reviews/student, or a hub id that this machine can reach"
         raise ModelError(problem(f"'{name}' is neither a model's folder nor a hub id", given=given, do=do)) from error
+    if any("ForSemanticSegmentation" in head for head in config.architectures or ()):
+        raise ModelError(
+            problem(
+                f"{folder} holds a model of semantic segmentation",
+                follows="It answers for every pixel, and this takes models with one answer a row",
+                do="Its numbers, files and pictures are made by `potstill run`; the README.md beside it shows its use",
+            )
+        )
     kinds = {kind: name for name, kind in PROBLEM_TYPES.items()}
     names = tuple(str(config.id2label[number]) for number in sorted(config.id2label))
     of_images = any("ForImageClassification" in head for head in config.architectures or ())

@@ -36,6 +36,9 @@ from potstill.training.settings import TrainSettings
 OF_TEXTS = ("text_classification",)
 TEXT_KEYS = ("data.columns.text", "data.columns.text_pair", "data.max_length", "student.vocabulary")
 IMAGE_KEYS = ("data.columns.image", "data.image_size", "data.augment")
+OF_MAPS = ("semantic_segmentation",)
+MAP_KEYS = ("data.columns.label_map", "data.palette", "data.void", "data.class_weights", "data.protocol")
+LABEL_KEYS = ("data.columns.label", "data.problem", "teacher.route")  # of rows with one label each
 SCALARS = ("int", "float", "str", "constrained-int")
 
 
@@ -43,7 +46,7 @@ class Recipe(Section):
     """A whole recipe. `load_recipe` makes one from a file, a name or a mapping."""
 
     name: str = "recipe"
-    task: Literal["text_classification", "image_classification"]
+    task: Literal["text_classification", "image_classification", "semantic_segmentation"]
     seed: int = 0
     data: DataSection
     teacher: TeacherSection
@@ -77,7 +80,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fitting_rows(self) -> Self:
-        of_others = IMAGE_KEYS if self.task in OF_TEXTS else TEXT_KEYS
+        of_rows: tuple[str, ...] = IMAGE_KEYS if self.task in OF_TEXTS else TEXT_KEYS
+        of_others = (*of_rows, *(LABEL_KEYS if self.task in OF_MAPS else MAP_KEYS))
         wrong = [key for key in of_others if _differs(self, key.split("."))]
         if wrong:
             raise ValueError(f"{', '.join(wrong)} mean nothing for {self.task}. Leave them out")
@@ -87,6 +91,8 @@ class Recipe(Section):
     def _labels_that_can_be_mixed(self) -> Self:
         if self.data.augment is None or not self.data.augment.mixes:
             return self
+        if self.task in OF_MAPS:
+            raise ValueError("data.augment mixes rows, and a pixel has one class: leave out mixup and cutmix")
         stages = [*self.distill, *(stage for one in self.assistants for stage in one.distill or ())]
         terms = [term.term() for stage in stages for term in stage.terms]
         wrong = sorted({str(term.loss or "shift") for term in terms if term.shift or _of_one_class(term)})

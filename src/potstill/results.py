@@ -18,13 +18,14 @@ from potstill.evaluation.results import (
     CONVENTION,
     Contender,
     Truth,
+    class_score,
     highlights,
     judgement,
     metric_table,
     model_entry,
     per_class_change,
 )
-from potstill.metrics import primary
+from potstill.metrics import SEGMENTATION_QUARTER, of_pixels, primary
 from potstill.recipe import Recipe
 from potstill.runs import RunFolder
 from potstill.sections import FurtherTeacherSection, TeacherSection, architecture_named
@@ -62,7 +63,8 @@ def assemble(
         **judgement(by_key["student"], by_key, truth),
         # an accelerator's time beside a processor's would be no comparison
         "highlights": highlights(entries, [] if torch.cuda.is_available() else exports, bench.task.words.row),
-        "per_class_change": per_class_change(entries),
+        "class_score": class_score(truth.problem),
+        "per_class_change": per_class_change(entries, class_score(truth.problem)["key"]),
         "exports": list(exports),
         "examples": _examples(bench, by_key, truth),
         "how": _how(bench, contenders),
@@ -139,7 +141,10 @@ def _sizes(bench: Workbench) -> dict[str, Any]:
 
 
 def _examples(bench: Workbench, by_key: Mapping[str, Contender], truth: Truth) -> dict[str, Any] | None:
-    """Where teacher and the shipped student disagree; of images, each with a small picture."""
+    """Where teacher and the shipped student disagree; of images, each with a small picture. None of a segmentation,
+    whose images are shown with what each model sees in them."""
+    if of_pixels(truth.problem):
+        return None
     found = fidelity.disagreements(
         bench.task.shown(bench.raw[truth.split]),
         truth.labels[truth.split],
@@ -188,16 +193,7 @@ def _how(bench: Workbench, contenders: Sequence[Contender]) -> list[dict[str, st
             "the same batches in the same order, refinement included, and learn from the labels alone. "
             + _same_steps(bench.recipe),
         },
-        {
-            "number": "Agreement and KL",
-            "made": "The share of rows on which a model predicts what the teacher predicts, and the mean KL(teacher || "
-            "model) at temperature 1.",
-        },
-        {
-            "number": "Calibration",
-            "made": "Expected calibration error over 15 bins of equal width: the mean gap between a model's confidence "
-            "in its prediction and how often it is right.",
-        },
+        *(_of_pixels(bench) if of_pixels(bench.task.problem) else _of_rows()),
         {
             "number": "Overfitting",
             "made": f"The primary metric on {len(bench.sample_of_train):,} training rows, drawn at random, and on the "
@@ -222,6 +218,46 @@ def _how(bench: Workbench, contenders: Sequence[Contender]) -> list[dict[str, st
             "number": "Peak memory",
             "made": "In a process of its own: the peak while loading the model and running one batch of 32 "
             f"{words.long}, less what its imports take.",
+        },
+    ]
+
+
+def _of_rows() -> list[dict[str, str]]:
+    """How nearness and calibration were made where a row has one answer."""
+    return [
+        {
+            "number": "Agreement and KL",
+            "made": "The share of rows on which a model predicts what the teacher predicts, and the mean KL(teacher || "
+            "model) at temperature 1.",
+        },
+        {
+            "number": "Calibration",
+            "made": "Expected calibration error over 15 bins of equal width: the mean gap between a model's confidence "
+            "in its prediction and how often it is right.",
+        },
+    ]
+
+
+def _of_pixels(bench: Workbench) -> list[dict[str, str]]:
+    """How the numbers of pixels were made."""
+    height, width = bench.reader.size
+    where = f"of the label maps as they are stored, to which logits of images read at {height} x {width} are brought"
+    if bench.task.problem == SEGMENTATION_QUARTER:
+        where = (
+            f"at a quarter of the {height} x {width} at which images are read (TransKD's protocol): labels are brought "
+            "there by the nearest pixel. Such numbers can't be compared with those of full resolution"
+        )
+    return [
+        {
+            "number": "Pixels",
+            "made": f"Every pixel that isn't void, {where}. A class's IoU is of all images together; classes that "
+            "occur nowhere are left out of the mean. Boundary IoU is of the bands within 2 % of the diagonal along "
+            "edges. Intervals resample images.",
+        },
+        {
+            "number": "Agreement and KL",
+            "made": "Over the evaluated split's pixels that aren't void, at the size that losses compare them at: the "
+            "share with the teacher's answer, and the mean KL(teacher || model) at temperature 1.",
         },
     ]
 

@@ -16,7 +16,8 @@ from potstill import ranks
 from potstill.caching import Caching
 from potstill.checks import problem
 from potstill.errors import CacheError
-from potstill.evaluation.predict import OUTPUTS, fastest_device
+from potstill.evaluation.outputs import OUTPUTS
+from potstill.evaluation.predict import fastest_device
 from potstill.evaluation.reduced import reduced_fidelity
 from potstill.evaluation.results import TRAIN, VALIDATION
 from potstill.knowledge import describe

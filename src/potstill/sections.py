@@ -69,8 +69,9 @@ class DataSection(SourceSection):
 
     `augment` changes training images; validation and test are never changed.
 
-    For label maps, `palette` has a colour for each id from 0, `void` lists the ids that mean no class, and
-    `class_weights` weighs the classes in the loss of labels.
+    For label maps, `palette` has a colour for each id from 0, `void` lists the ids that mean no class,
+    `class_weights` weighs the classes in the loss of labels, and `protocol` says at which size logits and labels are
+    compared: ``full``, or ``quarter`` as TransKD has it.
     """
 
     columns: ColumnsSection = ColumnsSection()
@@ -79,6 +80,7 @@ class DataSection(SourceSection):
     palette: list[tuple[Channel, Channel, Channel]] | None = None
     void: list[Annotated[int, Ge(0)]] | None = None
     class_weights: Literal["frequency"] | list[Annotated[float, Ge(0)]] | None = None
+    protocol: Literal["full", "quarter"] = "full"
     unlabelled: SourceSection | None = None
     max_length: Annotated[int, Ge(2)] = 128
     image_size: Annotated[int, Ge(1)] | tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]] | None = None

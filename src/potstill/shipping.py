@@ -16,10 +16,12 @@ from potstill import export
 from potstill.checks import unknown_name
 from potstill.errors import ExportError
 from potstill.evaluation import cost
+from potstill.evaluation.flops import count
 from potstill.evaluation.peak_memory import classifier_workload, peak_memory
 from potstill.evaluation.predict import Logits
+from potstill.evaluation.segmentation import beside
 from potstill.knowledge import TEACHERS, inputs_for, own_columns
-from potstill.metrics import scores
+from potstill.metrics import of_pixels, scores
 from potstill.prediction import load_classifier
 from potstill.progress import Step
 from potstill.runs import replace_folder
@@ -29,6 +31,7 @@ from potstill.workbench import Workbench
 
 FILES = {"onnx": ("ONNX", "model.onnx"), "onnx-int8": ("ONNX int8", "model-int8.onnx")}
 CALIBRATION_ROWS, CALIBRATION_BATCH = 256, 32
+MOST_BATCHES, HELD_BYTES = 16, 2**29  # that models are timed on
 TOLERANCE = 1e-3  # of the float32 file's logits; what float32 leaves is a hundredth of it
 PACKAGES = ("potstill", "torch", "transformers", "accelerate", "datasets", "onnx", "onnxruntime")
 
@@ -46,29 +49,46 @@ def save_model(model: PreTrainedModel, reader: Reader, place: Path) -> None:
 def export_student(
     bench: Workbench, student: Path, logits: Logits, folder: Path, formats: Sequence[str], step: Step
 ) -> list[dict[str, Any]]:
-    """Write each format, run it over the evaluated rows, and compare it with the student's logits."""
-    files = _write_files(bench.load(student).model, bench.reader, folder, formats, _calibration(bench))
+    """Write each format, run it over the evaluated rows, and compare it with the student's logits; of a segmentation,
+    whose logits aren't kept, with the student itself."""
+    model = bench.load(student).model
+    files = _write_files(model, bench.reader, folder, formats, _calibration(bench))
     split = bench.evaluated_on
     order = np.argsort(-np.asarray(bench.rows[split]["length"]), kind="stable")
     found = []
     for number, name in enumerate(format for format in FILES if format in formats):
         step(number, len(formats), None)
+        if of_pixels(bench.task.problem):
+            found.append(_entry(name, files[name], *_verified_maps(name, files[name], model, bench)))
+            continue
         made = _verified(name, files[name], _batches(bench, split, order, 32), logits[order], bench.task.problem)
-        found.append(
-            {
-                "key": name,
-                "title": FILES[name][0],
-                "file": f"{folder.name}/{files[name].name}",
-                "bytes": files[name].stat().st_size,
-                "max_logit_difference": made.max_logit_difference,
-                "agreement": made.agreement,
-                "metrics": scores(bench.task.problem, made.logits, bench.labels(split)[order]),
-            }
-        )
+        measured = scores(bench.task.problem, made.logits, bench.labels(split)[order])
+        found.append(_entry(name, files[name], made, measured))
     for name, (_, file) in FILES.items():
         if name not in formats:  # made on the way, or by an earlier recipe
             (folder / file).unlink(missing_ok=True)
     return found
+
+
+def _entry(name: str, file: Path, made: Any, measured: Mapping[str, float]) -> dict[str, Any]:
+    """What `results.json` holds of an exported file; `made` has its largest difference and its agreement."""
+    return {
+        "key": name,
+        "title": FILES[name][0],
+        "file": f"{file.parent.name}/{file.name}",
+        "bytes": file.stat().st_size,
+        "max_logit_difference": made.max_logit_difference,
+        "agreement": made.agreement,
+        "metrics": measured,
+    }
+
+
+def _verified_maps(name: str, file: Path, model: PreTrainedModel, bench: Workbench) -> tuple[Any, dict[str, float]]:
+    """A file of a segmentation model held against the model, batch by batch, and its metrics."""
+    runner, split = export.OnnxModel(file, threads=torch.get_num_threads()), bench.evaluated_on
+    made = beside(runner, model, bench.rows[split], bench.collate)  # type: ignore[arg-type]
+    export.require_near(made.max_logit_difference, TOLERANCE if name == "onnx" else None)
+    return made, scores(bench.task.problem, made.counts, bench.labels(split))
 
 
 def export_folder(model: Path, folder: Path, formats: Sequence[str]) -> list[dict[str, Any]]:
@@ -140,7 +160,8 @@ def measure_cost(
     random.Random(0).shuffle(order)
     size = min(32, len(order))
     batches = {1: list(_batches(bench, split, np.asarray(order[:64]), 1))}
-    batches[32] = list(_batches(bench, split, np.asarray(order[: size * max(1, min(16, len(order) // size))]), size))
+    held = max(1, min(MOST_BATCHES, len(order) // size, HELD_BYTES // max(1, size * _bytes(batches[1][0]))))
+    batches[32] = list(_batches(bench, split, np.asarray(order[: size * held]), size))
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     loaded = {name: bench.load(path, as_shipped=True).model for name, path in models.items()}
     runners: dict[str, Any] = {name: cost.torch_runner(model, device) for name, model in loaded.items()}
@@ -166,11 +187,18 @@ def measure_cost(
                 "macs": cost.macs(loaded[name], cost.filled(sample.shapes, device)),
                 "macs_at": sample.text,
             }
+            if "pixel_values" in sample.shapes:
+                published = count(loaded[name], sample.shapes["pixel_values"][1:]).multiply_adds
+                found[name]["macs_without_attention"] = published
             given |= {"path": str(models[name]), "device": device.type, "auto_class": bench.task.auto_class.__name__}
             found[name]["peak_memory_bytes"] = peak_memory(classifier_workload, given)
         else:
             found[name]["peak_memory_bytes"] = peak_memory(export.onnx_workload, given | {"path": str(exports[name])})
     return found
+
+
+def _bytes(batch: Mapping[str, Any]) -> int:
+    return sum(value.numel() * value.element_size() for value in batch.values())
 
 
 def fingerprint(path: str) -> str:

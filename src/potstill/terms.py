@@ -86,6 +86,7 @@ class Defaults:
     labels: str = "cross_entropy"
     logits: str = "kl_divergence"
     refused: Mapping[str, str] = field(default_factory=dict)  # loss (or 'shift') -> why it can't be used in this task
+    maps: bool = False  # whether logits are maps, one answer a pixel
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,8 @@ def bind_term(
     _check_fields(term, loss)
     if term.shift and "shift" in defaults.refused:
         raise RecipeError(f"'shift' can't be used here: {defaults.refused['shift']}")
+    if term.knowledge == "logits" and family(loss) in OF_MAPS and not defaults.maps:
+        raise RecipeError(f"'{loss.__name__}' compares maps of logits, and this task has no answer a pixel.")
     if term.classifier not in (None, *student.classifiers):
         raise RecipeError(no_such_classifier(student, str(term.classifier)))
     sources = _sources(term, teachers)

@@ -23,6 +23,7 @@ from potstill.labelled import (
     config_of,
     unlabelled,
 )
+from potstill.metrics import of_pixels
 from potstill.objective import Objective
 from potstill.recipe import OF_TEXTS, Recipe
 from potstill.students import (
@@ -147,8 +148,9 @@ class Workbench:
 
 
 def label_array(rows: Any, problem: str) -> np.ndarray[Any, Any]:
-    """The labels of encoded rows: [N] class numbers or values, or [N,V]."""
-    return np.asarray(rows["labels"], dtype=np.int64 if problem == "single_label" else np.float32)
+    """The labels of encoded rows: [N] class numbers or values, or [N,V]: yes or no, or pixels of each class."""
+    whole = problem == "single_label" or of_pixels(problem)
+    return np.asarray(rows["labels"], dtype=np.int64 if whole else np.float32)
 
 
 def model_path(name: str) -> str:

@@ -118,7 +118,7 @@ def test_patches_are_embedded_before_the_blocks_of_their_stage(family):
     assert [value.shape[2] for value in seen.values()] == list(describe(model).patches) == [16, 32]
     with torch.no_grad():
         for stage, source in enumerate(entering):
-            assert torch.equal(seen[stage], getattr(stages[stage], embed)(source)[0])
+            torch.testing.assert_close(seen[stage], getattr(stages[stage], embed)(source)[0])
 
 
 def test_patches_of_swin_are_merged_before_each_stage_but_the_first():

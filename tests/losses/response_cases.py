@@ -186,6 +186,24 @@ def naive_channel(student: list, teacher: list, query: int, keys: list[int], tem
     return mean([of_probabilities(kl)(s, t, temperature) for s, t in channels])
 
 
+def naive_affinity(student: list, teacher: list, query: int, keys: list[int], patch: int = 2) -> float:
+    def affinities(own: list) -> list[float]:
+        parts = [[k for k in keys if k // patch == part] for part in range(len(own[0][0]) // patch + 1)]
+        nodes = [[mean([channel[0][k] for k in part]) for channel in own] for part in parts if part]
+        return [
+            sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
+            for a in nodes
+            for b in nodes
+        ]
+
+    return mean([(s - t) ** 2 for s, t in zip(affinities(student), affinities(teacher), strict=True)])
+
+
+def naive_flat_hcl(student: list, teacher: list, query: int, keys: list[int]) -> float:
+    """Of maps of one row, which are not pooled any further."""
+    return mean([(s[0][k] - t[0][k]) ** 2 for s, t in zip(student, teacher, strict=True) for k in keys])
+
+
 def naive_bce(student: list[float], labels: list[float]) -> float:
     terms = [-math.log(sigmoid(z) if y else 1 - sigmoid(z)) for z, y in zip(student, labels, strict=True)]
     return mean(terms)
@@ -273,6 +291,11 @@ RESPONSE_CASES = [
     Case("channel_kl_divergence", pair(images), naive_channel, axes=PIXELS, maps=True, values="rows", extreme=HUGE),
     Case("channel_kl_divergence", pair(images), naive_channel, axes=PIXELS, maps=True, values="rows",
          arguments={"temperature": 4.0}),
+    Case("pairwise_affinity_mse", pair(images), naive_affinity, axes=PIXELS, maps=True, values="rows",
+         arguments={"patch": 1}),  # of larger parts, one row would have a single node, which is like itself
+    Case("pairwise_affinity_mse", lambda g, b, s: (images(g, b, s), images(g, b, s)[:, :3]), naive_affinity,
+         axes=PIXELS, maps=True, values="rows", arguments={"patch": 1}),
+    Case("hcl", pair(images), naive_flat_hcl, axes=PIXELS, maps=True, values="rows"),
     Case("cross_entropy", classes, lambda z, y: -math.log(softmax(z)[y]),
          equal=lambda y: 100.0 * torch.nn.functional.one_hot(y, V).double()),
     Case("binary_cross_entropy", yes_or_no, naive_bce, equal=lambda y: 200.0 * y - 100.0),

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from potstill.errors import ShapeError
-from potstill.losses import channel_kl_divergence, kl_divergence, pixel_kl_divergence
+from potstill.errors import ArgumentError, ShapeError
+from potstill.losses import channel_kl_divergence, kl_divergence, pairwise_affinity_mse, pixel_kl_divergence
 from potstill.reduce import masked_mean
 
 
@@ -63,3 +63,43 @@ def test_maps_of_different_size_say_what_to_do() -> None:
         pixel_kl_divergence(student[:, :1], teacher[:, :1])
     with pytest.raises(ShapeError, match=r"channel_kl_divergence.*one pixel"):
         channel_kl_divergence(student[:, :, :1, :1], teacher[:, :, :1, :1])
+
+
+def affinity(student: Tensor, teacher: Tensor, mask: Tensor, patch: int) -> float:
+    """The pairwise loss of one image [C, H, W], by a loop over parts and pairs."""
+    sides = [range(0, size, patch) for size in mask.shape]
+    parts = [(slice(y, y + patch), slice(x, x + patch)) for y in sides[0] for x in sides[1]]
+    nodes = [[x[:, p, q][:, mask[p, q]].mean(1) for p, q in parts if mask[p, q].any()] for x in (student, teacher)]
+    alike = [[torch.cosine_similarity(a, b, dim=0) for a in own for b in own] for own in nodes]
+    return torch.stack([(s - t) ** 2 for s, t in zip(*alike, strict=True)]).mean().item()
+
+
+@pytest.mark.parametrize("patch", [1, 2, 3, 9])
+def test_affinities_are_of_parts_of_a_map_in_two_directions(patch: int) -> None:
+    student, teacher = drawn()
+    mask = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(1)) < 0.6
+    mask[1, :2, :2] = False  # a node without a pixel
+    for valid in (mask, torch.ones_like(mask)):
+        values = pairwise_affinity_mse(student, teacher, mask=valid, patch=patch)
+        for b in range(2):
+            assert values[b].item() == pytest.approx(affinity(student[b], teacher[b], valid[b], patch), abs=1e-12)
+
+
+def test_affinities_do_not_see_lengths_and_turns() -> None:
+    student, _ = drawn()
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(2)).double()).Q
+    lengths = torch.rand(2, 1, 4, 5).double() + 0.5
+    other = torch.einsum("bchw,dc->bdhw", student * lengths, turn)
+    values = pairwise_affinity_mse(other, student, patch=1)
+    torch.testing.assert_close(values, torch.zeros(2).double(), atol=1e-12, rtol=0)
+
+
+def test_affinities_that_mean_nothing_are_refused() -> None:
+    student, teacher = drawn()
+    with pytest.raises(ShapeError, match=r"\(2, 1, 4, 5\).*single channel"):
+        pairwise_affinity_mse(student[:, :1], teacher)
+    with pytest.raises(ShapeError, match=r"\(2, 3, 4, 5\).*\(2, 3, 2, 5\).*Resize"):
+        pairwise_affinity_mse(student, teacher[:, :, :2])
+    for patch in (0, True):
+        with pytest.raises(ArgumentError, match=f"patch of pairwise_affinity_mse .* Got: {patch}"):
+            pairwise_affinity_mse(student, teacher, patch=patch)

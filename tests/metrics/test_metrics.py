@@ -49,7 +49,8 @@ def reference(key, problem, logits, labels):
     }[key]()
 
 
-EVERY = [(problem, key) for problem in PROBLEMS for key in PROBLEMS[problem]]
+OF_ROWS = [problem for problem in PROBLEMS if not problem.startswith("segmentation")]  # which has tests of its own
+EVERY = [(problem, key) for problem in OF_ROWS for key in PROBLEMS[problem]]
 
 
 @pytest.mark.parametrize(("problem", "key"), EVERY)
@@ -70,7 +71,7 @@ def test_counts_as_weights_are_the_metric_of_the_resample(problem, key):
     np.testing.assert_allclose(statistic(key, problem, logits, labels)(weights), expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("problem", OF_ROWS)
 def test_scores_holds_every_metric_of_the_problem_primary_first(problem):
     logits, labels = example(problem)
     made = scores(problem, logits, labels)

@@ -67,8 +67,10 @@ class Column:
         return count
 
     def of(self, known: Knowledge) -> Tensor:
-        """This column of what was observed, [B, …]."""
+        """This column of what was observed, [B, …]; of logits of pixels the classes last, [B, h, w, V]."""
         found = getattr(known, self.kind)
+        if self.kind == LOGITS and found.ndim == 4:
+            return found.movedim(1, -1)  # type: ignore[no-any-return]
         return found if self.layer is None else found[self.layer]  # type: ignore[no-any-return]
 
     def as_dict(self) -> dict[str, Any]:
@@ -108,6 +110,8 @@ def columns_of(known: Knowledge, needs: Needs, rows: int) -> list[Column]:
 def _logits_shape(known: Knowledge) -> tuple[Size, ...]:
     assert isinstance(known.logits, Tensor)
     shape = tuple(known.logits.shape[1:])
+    if len(shape) == 3:
+        return (*shape[1:], shape[0])
     if len(shape) != 2:
         return shape
     return (_length(DECODER if known.decoder_mask is not None else TOKENS, known, shape[0]), shape[1])

@@ -184,6 +184,7 @@ class Recall:
                 logits = SparseLogits(values, codec.ids(parts), tail, codec.storage.temperature)
             else:
                 logits = codec.dense(parts)
+                logits = logits.movedim(-1, 1) if logits.ndim == 4 else logits  # of pixels: [B,V,h,w]
         return Knowledge(
             logits=logits,
             mask=token_mask(own_columns(batch, self.prefix)),

@@ -57,7 +57,7 @@ def print_comparison(results: Mapping[str, Any], console: "Console") -> None:
     metric = results["metrics"][key]
     scale, digits = (100, 2) if metric["percent"] else (1, 4)
     over = {one["a"]: one for one in results["differences"] if one["family"] == "plain"}
-    quality = f"{metric['name'].split()[0].lower()}{' %' * metric['percent']}"
+    quality = f"{metric.get('short') or metric['name'].split()[0].lower()}{' %' * metric['percent']}"
     rows = [results["teacher"], *results["cells"]]
 
     def number(value: float | None, sign: str = "") -> str:

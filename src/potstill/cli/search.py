@@ -59,7 +59,7 @@ def print_trials(results: Mapping[str, Any], console: "Console") -> None:
     short = [key.rpartition(".")[2] for key in keys]
     names = [name if short.count(name) == 1 else key for key, name in zip(keys, short, strict=True)]
     table = Table(box=None, pad_edge=False)
-    quality = f"{metric['name'].split()[0].lower()}{' %' * metric['percent']}"
+    quality = f"{metric.get('short') or metric['name'].split()[0].lower()}{' %' * metric['percent']}"
     for name in ("trial", quality, *names):
         table.add_column(name, justify="right")
     sign = -1 if metric["higher_is_better"] else 1

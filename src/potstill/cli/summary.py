@@ -13,7 +13,7 @@ def print_summary(results: Mapping[str, Any], console: Console) -> None:
     metric = results["metrics"][key]
     scale, digits = (100, 2) if metric["percent"] else (1, 4)
     table = Table(box=None, pad_edge=False)
-    quality = f"{metric['name'].split()[0].lower()}{' %' * metric['percent']}"
+    quality = f"{metric.get('short') or metric['name'].split()[0].lower()}{' %' * metric['percent']}"
     for name in ("", quality, "95 % interval", "agrees", "MB", "ms (1)", "ms (32)"):  # a terminal is 80 columns wide
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for model in results["models"]:

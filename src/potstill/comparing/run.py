@@ -18,7 +18,7 @@ from potstill.comparing.benches import Benches
 from potstill.comparing.cells import Cell, cells
 from potstill.comparing.numbers import Finished, results_of
 from potstill.errors import PotstillError, RecipeError
-from potstill.evaluation.predict import OUTPUTS
+from potstill.evaluation.outputs import OUTPUTS
 from potstill.knowledge import Needs
 from potstill.likeness import attention_pairs, measure_attention, why_no_maps
 from potstill.pipeline import RUNS, run

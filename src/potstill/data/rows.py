@@ -109,7 +109,10 @@ def unlabelled_images(
 
 
 def without_labels(rows: Dataset, like: Dataset) -> Dataset:
-    """Rows with a column ``labels``, in the form that it has in `like`, which says that there are none."""
+    """Rows with a column ``labels``, in the form that it has in `like`, which says that there are none; or with an
+    empty column ``label_map``, where `like` has maps."""
+    if "label_map" in like.features:
+        return rows.add_column("label_map", [None] * len(rows), feature=like.features["label_map"])
     feature = like.features["labels"]
     empty: Any = IGNORED
     if isinstance(feature, List | SequenceFeature):

@@ -190,7 +190,12 @@ def _latency(seconds: list[float], batches: Sequence[Batch]) -> Latency:
 
 
 def _inputs(model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-    """Those of a batch's entries that the model's forward names, as tensors on its device."""
+    """Those of a batch's entries that the model's forward names, as tensors on its device; labels, of which it would
+    compute a loss, aside."""
     taken = inspect.signature(model.forward).parameters
     device = next(model.parameters()).device
-    return {name: torch.as_tensor(value, device=device) for name, value in batch.items() if name in taken}
+    return {
+        name: torch.as_tensor(value, device=device)
+        for name, value in batch.items()
+        if name in taken and name != "labels"
+    }

@@ -17,7 +17,7 @@ import numpy as np
 from potstill.checks import problem as message
 from potstill.checks import same_shape
 from potstill.errors import ShapeError
-from potstill.metrics import Array, Metric, keys
+from potstill.metrics import Array, Metric, keys, of_pixels
 from potstill.metrics.classification import class_names, log_sigmoid, log_softmax, predictions, probabilities
 
 Text = str | tuple[str, str | None]
@@ -112,8 +112,9 @@ def expected_calibration_error(confidence: Array, correct: Array, bins: int = 15
 
 
 def calibration(logits: Array, labels: Array, problem: str, bins: int = 15) -> dict[str, Any] | None:
-    """`{"ece": float, "curve": [...]}` of one model; None for regression, which gives no probabilities."""
-    if problem == "regression":
+    """`{"ece": float, "curve": [...]}` of one model; None for regression, which gives no probabilities, and for
+    segmentation, of which none are kept."""
+    if problem == "regression" or of_pixels(problem):
         return None
     confidence, correct = confidence_and_correct(logits, labels, problem)
     return {

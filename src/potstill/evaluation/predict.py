@@ -1,7 +1,6 @@
 """A model's logits for every row, in large batches of like length, in the rows' own order."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,19 +97,3 @@ def load_predictions(path: Path) -> dict[str, Logits]:
     splits = np.asarray(table["split"].to_pylist())
     logits = np.asarray(table["logits"].to_pylist(), dtype=np.float32)
     return {str(split): logits[splits == split] for split in dict.fromkeys(splits.tolist())}
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What is kept of a model's outputs on a split, an array with one entry a row [N,...]: how it is made, written and
-    read back. Metrics of the same problem are made from it."""
-
-    predict: Callable[..., npt.NDArray[Any]]  # as `predict_logits`
-    save: Callable[[Path, dict[str, Any]], None]  # to a file, split by split
-    load: Callable[[Path], dict[str, Any]]
-
-
-LOGITS = Outputs(predict_logits, save_predictions, load_predictions)
-
-OUTPUTS: dict[str, Outputs] = dict.fromkeys(("single_label", "multi_label", "regression"), LOGITS)
-"""The problem of a task -> what is kept of its models' outputs."""

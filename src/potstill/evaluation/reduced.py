@@ -11,7 +11,9 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from potstill.evaluation import fidelity
-from potstill.evaluation.predict import Collate, predict_logits
+from potstill.evaluation.predict import predict_logits
+from potstill.evaluation.segmentation import pixel_fidelity
+from potstill.metrics import of_pixels
 from potstill.training.precision import teacher_at
 
 ROWS = 512
@@ -51,7 +53,7 @@ class Reduced:
         return f"KL to float32 {self.kl:.2g} nats, agreement {100 * (self.agreement or 0):.2f} %, on {self.rows:,} rows"
 
 
-def reduced_fidelity(model: PreTrainedModel, precision: str, rows: Any, collate: Collate, problem: str) -> Reduced:
+def reduced_fidelity(model: PreTrainedModel, precision: str, rows: Any, collate: Any, problem: str) -> Reduced:
     """How far a model's answers in a lower precision are from its own in float32.
 
     Args:
@@ -65,6 +67,9 @@ def reduced_fidelity(model: PreTrainedModel, precision: str, rows: Any, collate:
         ModelError: the model can't run in that precision here.
     """
     rows = rows.select(range(min(ROWS, len(rows))))
+    if of_pixels(problem):
+        near = pixel_fidelity(teacher_at(model, precision), model, rows, collate)
+        return Reduced(precision, len(rows), near["kl"], near["agreement"], None)
     lower = predict_logits(teacher_at(model, precision), rows, collate)
     exact = predict_logits(model, rows, collate)
     difference = None

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from potstill.evaluation import fidelity
 from potstill.evaluation.significance import Comparison, Estimate, bootstrap, interval, retained_interval
 from potstill.evaluation.verdict import verdict
-from potstill.metrics import METRICS, classification, keys, primary, score
+from potstill.metrics import METRICS, classification, keys, of_pixels, primary, score, segmentation
 
 Array = npt.NDArray[Any]
 TRAIN, VALIDATION = "train", "validation"
@@ -33,9 +33,10 @@ class Contender:
     Args:
         key: teacher, pretrained_baseline, baseline or student.
         seeds: of its runs.
-        logits: one mapping a seed: split -> [N,V].
+        logits: one mapping a seed: split -> [N,V]; of a segmentation, counts of pixels [N,V,V+3].
         training: one mapping a seed: seconds, steps, rows_seen; empty where it wasn't trained here.
         curves: learning curves, as `results.json` has them.
+        fidelity: one mapping a seed, ``agreement`` and ``kl``, where they can't be made from what is kept in `logits`.
     """
 
     key: str
@@ -46,6 +47,7 @@ class Contender:
     cost: Mapping[str, Any] | None = None
     training: Sequence[Mapping[str, float]] = ()
     curves: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    fidelity: Sequence[Mapping[str, float]] = ()
 
     def on(self, split: str) -> list[Array]:
         """The logits of a split, one a seed."""
@@ -69,9 +71,12 @@ def model_entry(model: Contender, teacher: Contender, truth: Truth) -> dict[str,
     found = model.on(truth.split)
     reference = teacher.on(truth.split)[0]
     own = model is teacher
-    shared = {
-        name: None if own else _per_seed(fn(z, reference, problem) for z in found) for name, fn in FIDELITY.items()
-    }
+    if of_pixels(problem):
+        shared = {key: _per_seed(one[key] for one in model.fidelity) if model.fidelity else None for key in FIDELITY}
+    else:
+        shared = {
+            name: None if own else _per_seed(fn(z, reference, problem) for z in found) for name, fn in FIDELITY.items()
+        }
     retained = None if own else retained_interval(primary(problem), problem, found, reference, labels)
     return {
         "key": model.key,
@@ -83,7 +88,7 @@ def model_entry(model: Contender, teacher: Contender, truth: Truth) -> dict[str,
         **shared,
         "calibration": _calibration(found, labels, problem),
         "per_class": _per_class(found, labels, truth),
-        "confusion": _confusion(found, labels, truth.shipped) if problem == "single_label" else None,
+        "confusion": _confusion(found, labels, truth),
         "overfit": _overfit(model, truth),
         "cost": model.cost,
         "training": _training(model.training),
@@ -141,11 +146,20 @@ def metric_table(problem: str) -> dict[str, Any]:
     return {key: {k: v for k, v in asdict(METRICS[key]).items() if k != "key"} for key in keys(problem)}
 
 
-def per_class_change(entries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """F1 of each class in teacher, baseline and student, and the student's change from the baseline."""
+CLASS_SCORES = {"f1": "F1", "iou": "IoU"}
+
+
+def class_score(problem: str) -> dict[str, str]:
+    """What a class is judged by, its key and how it is called."""
+    key = "iou" if of_pixels(problem) else "f1"
+    return {"key": key, "name": CLASS_SCORES[key]}
+
+
+def per_class_change(entries: Mapping[str, Mapping[str, Any]], by: str = "f1") -> list[dict[str, Any]]:
+    """The score of each class in teacher, baseline and student, and the student's change from the baseline."""
     if "baseline" not in entries:
         return []
-    tables = {key: {row["class"]: row["f1"] for row in entry["per_class"]} for key, entry in entries.items()}
+    tables = {key: {row["class"]: row[by] for row in entry["per_class"]} for key, entry in entries.items()}
     return [
         {
             "class": name,
@@ -219,17 +233,23 @@ def _calibration(found: Sequence[Array], labels: Array, problem: str) -> dict[st
 
 def _per_class(found: Sequence[Array], labels: Array, truth: Truth) -> list[dict[str, Any]]:
     """Mean over seeds."""
-    tables = [classification.per_class(truth.problem, z, labels, truth.names or None) for z in found]
-    columns = ("precision", "recall", "f1")
+    if of_pixels(truth.problem):
+        tables = [segmentation.per_class(z, labels, truth.names or None) for z in found]
+    else:
+        tables = [classification.per_class(truth.problem, z, labels, truth.names or None) for z in found]
+    columns = [name for name in (tables[0][0] if tables[0] else {}) if name not in ("class", "support")]
     return [
         {**rows[0], **{c: float(np.mean([row[c] for row in rows])) for c in columns}}
         for rows in zip(*tables, strict=True)
     ]
 
 
-def _confusion(found: Sequence[Array], labels: Array, shipped: int) -> list[list[int]]:
-    """Of the seed that ships: whole rows can be counted in one model only."""
-    return classification.confusion(found[shipped if len(found) > 1 else 0], labels)
+def _confusion(found: Sequence[Array], labels: Array, truth: Truth) -> list[list[int]] | None:
+    """Of the seed that ships: whole rows can be counted in one model only. None where a row has no one class."""
+    own = found[truth.shipped if len(found) > 1 else 0]
+    if of_pixels(truth.problem):
+        return segmentation.confusion(own, labels)
+    return classification.confusion(own, labels) if truth.problem == "single_label" else None
 
 
 def _overfit(model: Contender, truth: Truth) -> dict[str, Any] | None:

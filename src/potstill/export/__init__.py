@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from potstill.export.comparison import Verification, verify
+    from potstill.export.comparison import Verification, require_near, verify
     from potstill.export.model_card import write_model_card
     from potstill.export.onnx import export_onnx
     from potstill.export.quantize import quantize_onnx
@@ -20,6 +20,7 @@ __all__ = [
     "export_onnx",
     "onnx_workload",
     "quantize_onnx",
+    "require_near",
     "require_packages",
     "verify",
     "write_model_card",
@@ -31,6 +32,7 @@ _HOMES = {
     "export_onnx": "onnx",
     "onnx_workload": "runtime",
     "quantize_onnx": "quantize",
+    "require_near": "comparison",
     "require_packages": "runtime",
     "verify": "comparison",
     "write_model_card": "model_card",

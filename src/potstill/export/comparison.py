@@ -4,6 +4,7 @@ Decision: the comparison is on logits, on the rows that the report evaluates, in
 so that the metric of the exported file comes out of the same pass.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,18 @@ def verify(
     same_shape(student_logits, logits, caller="verify", hint="Hand in the same rows, in the same order")
     difference = np.abs(student_logits.astype(np.float64) - logits.astype(np.float64))
     largest = float(difference.max(initial=0.0))
-    if not np.isfinite(logits).all() or (tolerance is not None and largest > tolerance):
+    require_near(largest if np.isfinite(logits).all() else float("nan"), tolerance)
+    return Verification(logits, largest, float(difference.mean()), agreement(student_logits, logits, problem))
+
+
+def require_near(largest: float, tolerance: float | None) -> None:
+    """Raise `ExportError` where a file's logits differ from the student's by more than is allowed, or are no numbers.
+
+    Args:
+        largest: of the absolute differences; NaN where a logit is not a number.
+        tolerance: the largest difference that is allowed; None allows any.
+    """
+    if math.isnan(largest) or (tolerance is not None and largest > tolerance):
         allowed = "" if tolerance is None else f", where {tolerance:.3g} is allowed"
         raise ExportError(
             message(
@@ -67,4 +79,3 @@ def verify(
                 do="Ship the transformers folder, and report this with the model's config",
             )
         )
-    return Verification(logits, largest, float(difference.mean()), agreement(student_logits, logits, problem))

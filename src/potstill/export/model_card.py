@@ -18,10 +18,17 @@ import yaml
 from potstill.export.onnx import written_beside
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
+TAGS = {"semantic_segmentation": "image-segmentation"}
+"""The task of a recipe -> what model hubs call it, where that isn't its name."""
+_OF_PIXELS = (
+    "`logits` [B, V, h, w] are those of the classes{classes}, at a size of their own: resize them bilinearly to the "
+    "image's, and the largest of a pixel is its class."
+)
 OUTPUTS = {
     "single_label": "`logits.softmax(-1)` are the probabilities of the classes{classes}.",
     "multi_label": "`logits.sigmoid()` are the probabilities of the classes{classes}, each for itself.",
     "regression": "`logits` is the value itself.",
+    **dict.fromkeys(("segmentation", "segmentation_quarter"), _OF_PIXELS),
 }
 
 
@@ -44,6 +51,18 @@ processor = AutoImageProcessor.from_pretrained("$folder")
 model = AutoModelForImageClassification.from_pretrained("$folder")
 batch = processor(Image.open("image.png").convert("RGB"), return_tensors="pt")
 logits = model(**batch).logits""",
+    ),
+    "semantic_segmentation": (
+        "A model for semantic segmentation",
+        """from PIL import Image
+from torch.nn.functional import interpolate
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+processor = AutoImageProcessor.from_pretrained("$folder")
+model = AutoModelForSemanticSegmentation.from_pretrained("$folder")
+image = Image.open("image.png").convert("RGB")
+logits = model(**processor(image, return_tensors="pt")).logits
+classes = interpolate(logits, size=image.size[::-1], mode="bilinear").argmax(1)""",
     ),
 }
 """The task of a recipe -> what its student is, and how it is used."""
@@ -111,7 +130,7 @@ def _front_matter(results: Mapping[str, Any], licence: str | None) -> str:
     """The YAML head that model hubs read."""
     head: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": _task(results).replace("_", "-"),
+        "pipeline_tag": TAGS.get(_task(results), _task(results).replace("_", "-")),
         "tags": ["distillation", "potstill"],
     }
     if licence:
@@ -179,7 +198,7 @@ def _notes(results: Mapping[str, Any]) -> str:
     notes = []
     if any((model.get("retained") or {}).get("mean") is not None for model in results.get("models") or []):
         name = (results.get("metrics") or {}).get(results.get("primary"), {}).get("name", "primary metric")
-        notes.append(f"Retained is the share of the teacher's {name.lower()}.")
+        notes.append(f"Retained is the share of the teacher's {name[0].lower()}{name[1:]}.")
     models: Sequence[Mapping[str, Any]] = results.get("models") or []
     seeds = next((model.get("seeds") or [] for model in models if model.get("key") == "student"), [])
     if len(seeds) > 1:

@@ -4,7 +4,8 @@ Decisions held here:
 
 * The axes that vary are named, `batch` and, of texts, `sequence`, and every input shares them. Left to itself the
   exporter gives the attention mask a batch axis of its own, and a file that takes one batch size only can be the
-  result. Images have the height and width that the model's images are read at.
+  result. Images have the height and width that the model's images are read at; those of a segmentation may have any,
+  so `height` and `width` vary too.
 * The weights are inside the file. Protocol buffers end at 2 GB, and a model above that is refused before the work.
 * The graph holds standard ONNX operators only, so that every runtime can read it. onnxruntime's own fusions, made
   at export, were tried on a six-layer MiniLM with 2 threads: 5 to 10 % at batch 32, nothing at batch 1, nothing after
@@ -36,6 +37,8 @@ from potstill.export.runtime import INSTALL
 from potstill.knowledge.architectures import CLASSIFIERS, longest_input
 
 PIXELS = "pixel_values"
+ANY_SIZE = "ForSemanticSegmentation"  # in the names of the classes that take images of any size
+TRACED = (64, 96)  # height and width, where they vary
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", PIXELS)
 OUTPUT = "logits"
 # A serialised protocol buffer holds 2**31 - 1 bytes; the graph itself takes a few of them.
@@ -51,7 +54,7 @@ class Reader(Protocol):
 
 def export_onnx(model: Any, inputs_from: Reader | Mapping[str, Any], path: Path | str) -> Path:
     """Write `model` as one ONNX file: int64 inputs [batch, sequence], or float32 ``pixel_values`` [batch, 3, H, W];
-    float32 output ``logits`` [batch, V].
+    float32 output ``logits`` [batch, V], of a segmentation [batch, V, h, w] for images of any size.
 
     Args:
         model: a transformers classifier of texts or images. It is copied, never changed.
@@ -69,7 +72,8 @@ def export_onnx(model: Any, inputs_from: Reader | Mapping[str, Any], path: Path 
     path = Path(path)
     names = _input_names(model, inputs_from)
     _check_size(model)
-    program = _program(_traceable(model), names, _size(inputs_from))
+    any_size = ANY_SIZE in type(model).__name__
+    program = _program(_traceable(model), names, TRACED if any_size else _size(inputs_from), any_size)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_beside(path) as partial:
         partial.write_bytes(_serialised(program))
@@ -164,7 +168,7 @@ def _example(model: Any, names: list[str], longest: int | None, size: tuple[int,
     return {name: example[name] for name in names}
 
 
-def _program(model: Any, names: list[str], size: tuple[int, int]) -> Any:
+def _program(model: Any, names: list[str], size: tuple[int, int], any_size: bool) -> Any:
     """The traced model, as transformers' exporter makes it."""
     # The exporter imports without its packages, and fails later by their names; ask for them first.
     try:
@@ -175,9 +179,11 @@ def _program(model: Any, names: list[str], size: tuple[int, int]) -> Any:
     except ImportError as error:
         raise ExportError(problem("ONNX can't be exported here", given=error, do=INSTALL)) from error
     longest = longest_input(model)
-    axes = {0: torch.export.Dim("batch")}
+    axes: dict[int, Any] = {0: torch.export.Dim("batch")}
     if names != [PIXELS]:
         axes[1] = torch.export.Dim("sequence", max=longest)
+    elif any_size:  # no named ones: those must hold down to a size of 1, at which the deeper stages vanish
+        axes |= {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     config = exporters.OnnxConfig(dynamic=True, dynamic_shapes={name: axes for name in names})
     try:
         with quiet(), torch.no_grad():
@@ -214,6 +220,9 @@ def _serialised(program: Any) -> bytes:
         shape.dim[0].dim_param = "batch"
         if value.name not in (OUTPUT, PIXELS):
             shape.dim[1].dim_param = "sequence"
+        elif len(shape.dim) == 4 and any(dim.dim_param for dim in shape.dim[2:]):
+            of = "" if value.name == PIXELS else f"{OUTPUT}_"
+            shape.dim[2].dim_param, shape.dim[3].dim_param = f"{of}height", f"{of}width"
     del graph.value_info[:]
     del graph.metadata_props[:]
     for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):

@@ -112,6 +112,10 @@ class Knowledge:
         """The logits of one classifier, or those of the whole model for None."""
         return self.logits if classifier is None else self.classifiers[classifier]
 
+    def with_logits(self, logits: Tensor) -> "Knowledge":
+        """The same record with other logits."""
+        return replace(self, logits=logits)
+
     def with_dense_logits(self) -> "Knowledge":
         """The same record with factored logits multiplied out; sparse ones can't be, and stay."""
         return replace(self, logits=self.logits.dense()) if isinstance(self.logits, FactoredLogits) else self

@@ -16,7 +16,7 @@ Decisions:
 from potstill.losses.attention import attention_kl, attention_mse
 from potstill.losses.bounded import jensen_shannon, skewed_kl_divergence, skewed_reverse_kl_divergence, total_variation
 from potstill.losses.contrastive import crd, info_nce
-from potstill.losses.dense import channel_kl_divergence, pixel_kl_divergence
+from potstill.losses.dense import channel_kl_divergence, pairwise_affinity_mse, pixel_kl_divergence
 from potstill.losses.divergence import (
     binary_kl_divergence,
     kl_divergence,
@@ -74,6 +74,7 @@ __all__ = [
     "mgskd_spans",
     "mgskd_tokens",
     "neuron_selectivity",
+    "pairwise_affinity_mse",
     "pixel_kl_divergence",
     "pseudo_label_cross_entropy",
     "relation_kl",

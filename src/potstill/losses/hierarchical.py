@@ -13,7 +13,7 @@ from potstill.checks import same_shape
 from potstill.losses._inputs import at_least_float32, full_precision, require_axes
 from potstill.reduce import Mask, position_mask
 
-LEVELS = ((4, 1 / 2), (2, 1 / 4), (1, 1 / 8))  # rows and columns of each pooled map, and how much it counts
+LEVELS = (4, 2, 1)  # rows and columns of the pooled maps; each counts half of the one before it
 
 
 def hcl(
@@ -25,7 +25,7 @@ def hcl(
     """Squared difference of two maps, as they are and on the whole (hierarchical context loss).
 
     hcl = (mse(S, T) + sum over l of w_l * mse(pool_l(S), pool_l(T))) / (1 + sum over l of w_l),  mse a mean over
-    channels and pixels, pool_l the means over l x l parts, l = 4, 2, 1 with w = 1/2, 1/4, 1/8 where l < H
+    channels and pixels, pool_l the means over l x l parts; of l = 4, 2, 1 those below H, with w = 1/2, 1/4, 1/8 in turn
 
     Args:
         student: features, [B, C, H, W], projected to the teacher's channels where they differ.
@@ -51,9 +51,10 @@ def hcl(
         counted = None if valid is None else valid.unsqueeze(1).to(difference.dtype)
         if valid is not None:
             difference = difference.masked_fill(~valid.unsqueeze(1), 0.0)
-        total, weights = _mean_square(difference, counted), 1.0
-        for size, weight in LEVELS:
+        total, weights, weight = _mean_square(difference, counted), 1.0, 1.0
+        for size in LEVELS:
             if size < student.shape[2]:
+                weight /= 2
                 total = total + weight * _mean_square(*_pooled(difference, counted, size))
                 weights += weight
         return total / weights

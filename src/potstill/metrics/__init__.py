@@ -9,6 +9,8 @@ Decisions held here:
   every metric against scikit-learn (and scipy), with weights and without.
 * Values are raw fractions (0.873); `Metric.percent` says whether a reader expects 87.3 %.
 * What is undefined has a stated value, never NaN and never a warning: see each function.
+* Segmentation has counts of pixels an image in place of logits, since logits of every pixel are never kept: see
+  `potstill.metrics.segmentation`.
 * Shape letters: N rows, V classes, R resamples.
 """
 
@@ -20,10 +22,22 @@ import numpy as np
 from potstill.checks import problem as message
 from potstill.checks import unknown_name
 from potstill.errors import PotstillError
-from potstill.metrics import classification, regression
+from potstill.metrics import classification, regression, segmentation
 from potstill.metrics.rows import Array, Statistic
 
-__all__ = ["METRICS", "PROBLEMS", "Array", "Metric", "Statistic", "keys", "primary", "score", "scores", "statistic"]
+__all__ = [
+    "METRICS",
+    "PROBLEMS",
+    "Array",
+    "Metric",
+    "Statistic",
+    "keys",
+    "of_pixels",
+    "primary",
+    "score",
+    "scores",
+    "statistic",
+]
 
 
 @dataclass(frozen=True)
@@ -35,12 +49,14 @@ class Metric:
         name: the name in a sentence or a table ("Macro F1").
         percent: True where readers expect percent and points (0.873 is 87.3 %), False for plain numbers.
         higher_is_better: False for errors and losses.
+        short: the name over a narrow column, where the first word of `name` won't do.
     """
 
     key: str
     name: str
     percent: bool
     higher_is_better: bool
+    short: str = ""
 
 
 METRICS: dict[str, Metric] = {
@@ -57,8 +73,20 @@ METRICS: dict[str, Metric] = {
         Metric("spearman", "Spearman correlation", percent=False, higher_is_better=True),
         Metric("mse", "Mean squared error", percent=False, higher_is_better=False),
         Metric("mae", "Mean absolute error", percent=False, higher_is_better=False),
+        Metric("mean_iou", "Mean IoU", percent=True, higher_is_better=True, short="mIoU"),
+        Metric("pixel_accuracy", "Pixel accuracy", percent=True, higher_is_better=True),
+        Metric("mean_accuracy", "Mean class accuracy", percent=True, higher_is_better=True),
+        Metric("boundary_iou", "Boundary IoU", percent=True, higher_is_better=True),
+        Metric(
+            "mean_iou_quarter", "Mean IoU at 1/4 resolution", percent=True, higher_is_better=True, short="mIoU (1/4)"
+        ),
+        Metric("pixel_accuracy_quarter", "Pixel accuracy at 1/4 resolution", percent=True, higher_is_better=True),
+        Metric("mean_accuracy_quarter", "Mean class accuracy at 1/4 resolution", percent=True, higher_is_better=True),
+        Metric("boundary_iou_quarter", "Boundary IoU at 1/4 resolution", percent=True, higher_is_better=True),
     )
 }
+
+SEGMENTATION, SEGMENTATION_QUARTER = "segmentation", "segmentation_quarter"
 
 # The first of each is the primary one: what the report leads with and what the best checkpoint is chosen by.
 PROBLEMS: dict[str, dict[str, Callable[[Array, Array], Statistic]]] = {
@@ -80,7 +108,14 @@ PROBLEMS: dict[str, dict[str, Callable[[Array, Array], Statistic]]] = {
         "mse": regression.mse,
         "mae": regression.mae,
     },
+    SEGMENTATION: segmentation.FULL,
+    SEGMENTATION_QUARTER: segmentation.AT_A_QUARTER,
 }
+
+
+def of_pixels(problem: str) -> bool:
+    """Whether a problem is a segmentation's, whose metrics are made of counts of pixels an image."""
+    return problem in (SEGMENTATION, SEGMENTATION_QUARTER)
 
 
 def keys(problem: str) -> list[str]:
@@ -95,7 +130,7 @@ def keys(problem: str) -> list[str]:
 
 
 def primary(problem: str) -> str:
-    """The metric that a problem is judged by: accuracy, micro F1 or Pearson correlation."""
+    """The metric that a problem is judged by: accuracy, micro F1, Pearson correlation or mean IoU."""
     return keys(problem)[0]
 
 
@@ -104,9 +139,9 @@ def statistic(metric_key: str, problem: str, logits: Array, labels: Array) -> St
 
     Args:
         metric_key: one of `keys(problem)`.
-        problem: "single_label", "multi_label" or "regression".
-        logits: [N, V]; regression [N] or [N, 1].
-        labels: [N] class numbers; multi-label [N, V] of 0 and 1; regression [N].
+        problem: one of `PROBLEMS`.
+        logits: [N, V]; regression [N] or [N, 1]; segmentation [N, V, V + 3], counts of pixels.
+        labels: [N] class numbers; multi-label [N, V] of 0 and 1; regression [N]; segmentation [N, V], true pixels.
 
     Returns:
         A function of weights [R, N] (non-negative counts, each row with a positive sum) that gives [R] float64.

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from potstill.report import formats
-from potstill.report.details import class_change_table, most_changed
+from potstill.report.details import class_change_table, class_score, most_changed
 from potstill.report.drawing import Plot, draw, legend
 from potstill.report.plots import number_axis, style
 from potstill.report.roles import DASHES, INK, MUTED, PARTS, RULE, metric_info, model_of, role, title_of
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curve = Mapping[str, Any]
+MOST_WRITTEN, FEW_CLASSES = 9999, 5
+"""Counts of pixels are too long for the cells of a confusion matrix, unless it has few."""
 
 
 def learning_curves(results: Results, key: str = "student") -> list[Plot]:
@@ -180,6 +182,7 @@ def confusion_plots(results: Results) -> list[Plot]:
 def _confusion(key: str, who: str, matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Plot:
     number, large = len(matrix), len(matrix) > MOST_CLASSES
     most = max((value for line in matrix for value in line), default=0) or 1
+    written = not large and (most <= MOST_WRITTEN or number <= FEW_CLASSES)
 
     def paint(figure: "Figure", axes: "Axes") -> None:
         from matplotlib.patches import Rectangle
@@ -196,7 +199,7 @@ def _confusion(key: str, who: str, matrix: Sequence[Sequence[int]], names: Seque
                             (predicted - 0.5, truth - 0.5), 1, 1, facecolor=role(key).colour, alpha=shade, linewidth=0
                         )
                     )
-                if not large:
+                if written:
                     axes.text(predicted, truth, formats.whole(value), ha="center", va="center", fontsize=_fit(number))
         axes.set_xlabel("Predicted")
         axes.set_title("Truth")
@@ -211,6 +214,8 @@ def _confusion(key: str, who: str, matrix: Sequence[Sequence[int]], names: Seque
 
     title = f"Confusion, {formats.tidy(who, 30)}"
     caption = f"{number} classes in the order of the labels; the darker, the more rows." if large else ""
+    if not written and not large:
+        caption = "The darker, the more; the counts are in the table."
     rows = [
         Row(name, tuple(Cell(formats.whole(value)) for value in line)) for name, line in zip(names, matrix, strict=True)
     ]
@@ -229,11 +234,11 @@ def _fit(classes: int) -> float:
 
 
 def class_change_plot(results: Results) -> Plot | None:
-    """F1 of each class: from the baseline to the student, and the teacher's beside."""
+    """F1 (or IoU) of each class: from the baseline to the student, and the teacher's beside."""
     changes = most_changed(results)
     if not changes:
         return None
-    total = len(results.get("per_class_change") or [])
+    total, score = len(results.get("per_class_change") or []), class_score(results)
 
     def paint(figure: "Figure", axes: "Axes") -> None:
         from matplotlib.ticker import FuncFormatter
@@ -260,10 +265,12 @@ def class_change_plot(results: Results) -> Plot | None:
         axes.set_yticks(range(len(changes)), [formats.tidy(item["class"], 20) for item in changes], color=INK)
         axes.set_ylim(len(changes) - 0.4, -0.6)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number * 100:.4g}%"))
-        axes.set_xlabel("F1")
+        axes.set_xlabel(score)
         legend(figure, axes, columns=3)
 
-    title = "F1 by class"
+    title = f"{score} by class"
     caption = f"{len(changes)} of {total} classes: those that changed most." if total > len(changes) else ""
-    svg = draw("classes", "F1 of each class: teacher, baseline and student", paint, height=1.4 + 0.28 * len(changes))
+    svg = draw(
+        "classes", f"{score} of each class: teacher, baseline and student", paint, height=1.4 + 0.28 * len(changes)
+    )
     return Plot("classes", title, svg, caption, class_change_table(results))

@@ -13,6 +13,11 @@ from potstill.report.roles import metric_info, model_of, ordered_models, role, t
 from potstill.report.tables import MOST_CLASSES, Cell, Column, Results, Row, Table, table
 
 Facts = list[tuple[str, str]]
+OF_CLASSES = {
+    **{"precision": "Precision", "recall": "Recall", "f1": "F1"},
+    **{"iou": "IoU", "accuracy": "Accuracy", "boundary_iou": "Boundary IoU"},
+}
+"""The numbers of a class, with their names; a column that no class has is left out."""
 
 
 def training_table(results: Results) -> Table | None:
@@ -45,7 +50,7 @@ def most_changed(results: Results) -> list[Mapping[str, Any]]:
 
 
 def class_change_table(results: Results) -> Table | None:
-    """F1 of the classes shown in the plot of changes."""
+    """F1 (or IoU) of the classes shown in the plot of changes."""
     points = {"percent": True}
     rows = [
         Row(
@@ -57,23 +62,34 @@ def class_change_table(results: Results) -> Table | None:
         )
         for item in most_changed(results)
     ]
-    columns = [Column(title_of(results, key), "F1", role(key)) for key in ("teacher", "baseline", "student")]
-    return table("F1 per class", "Class", [*columns, Column("Change", "student − baseline")], rows)
+    score = class_score(results)
+    columns = [Column(title_of(results, key), score, role(key)) for key in ("teacher", "baseline", "student")]
+    return table(f"{score} per class", "Class", [*columns, Column("Change", "student − baseline")], rows)
 
 
 def class_table(results: Results, key: str = "student") -> Table | None:
-    """Precision, recall, F1 and support of every class for one model."""
+    """What was measured of every class, and its support, for one model."""
     rows = [
         Row(
             formats.tidy(item["class"], 40),
-            (
-                *(Cell(formats.percent(item.get(name))) for name in ("precision", "recall", "f1")),
-                Cell(formats.whole(item.get("support"))),
-            ),
+            (*(Cell(formats.percent(item.get(name))) for name in OF_CLASSES), Cell(formats.whole(item.get("support")))),
         )
         for item in model_of(results, key).get("per_class") or []
     ]
-    return table(f"{title_of(results, key)}, class by class", "Class", ("Precision", "Recall", "F1", "Support"), rows)
+    caption = f"{title_of(results, key)}, class by class{_resolution(results)}"
+    return table(caption, "Class", (*OF_CLASSES.values(), "Support"), rows)
+
+
+def class_score(results: Results) -> str:
+    """What stands for a class where one number does: F1, or the IoU of its pixels."""
+    found = results.get("class_score") or {}
+    return f"{found.get('name', 'F1')}{_resolution(results)}"
+
+
+def _resolution(results: Results) -> str:
+    """That numbers are of the quarter protocol, where they are."""
+    quarter = str((results.get("run") or {}).get("problem")).endswith("_quarter")
+    return " at 1/4 resolution" if quarter else ""
 
 
 def split_table(results: Results) -> Table | None:
@@ -173,6 +189,37 @@ def _image(address: Any) -> str:
     """The address of a picture that lies in the results themselves; any other is left out."""
     text = str(address or "")
     return text if re.fullmatch(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*", text) else ""
+
+
+def sheet(results: Results) -> dict[str, Any] | None:
+    """Images of a segmentation, each a row: image, truth and what each model sees; None where there are none."""
+    given = results.get("segmentation") or {}
+    titles = {model["key"]: str(model["title"]) for model in results["models"]}
+    rows = [
+        {
+            "which": str(group["key"]).capitalize(),
+            "name": formats.tidy(item["name"], 40),
+            "pictures": [
+                ("image", item["image"], ""),
+                ("truth", item["truth"], ""),
+                *((titles[key], one["map"], formats.percent(one["iou"])) for key, one in item["models"].items()),
+            ],
+        }
+        for group in given.get("groups") or []
+        for item in group["items"]
+    ]
+    if not rows:
+        return None
+    models = given["groups"][0]["items"][0]["models"]
+    legend = [{"name": one["name"], "colour": "#" + bytes(one["colour"]).hex()} for one in given.get("legend") or []]
+    legend += [{"name": "void", "colour": "#000000"}] if given.get("void") else []
+    return {
+        "columns": [(role(key), title_of(results, key)) for key in models],
+        "rows": rows,
+        "legend": legend,
+        "of": formats.whole(given.get("of")),
+        "score": f"mean IoU{_resolution(results)}",
+    }
 
 
 def agreement_counts(results: Results) -> Facts:

@@ -150,6 +150,18 @@ def _cost_rows(costs: Sequence[Mapping[str, Any]], unit: str) -> list[Row]:
         row("Size on disk", "bytes", formats.size),
         row("Multiply-adds", "macs", formats.count, f"MACs at {', '.join(shapes)}" if shapes else "MACs"),
         *(
+            [
+                row(
+                    "Multiply-adds, as published",
+                    "macs_without_attention",
+                    formats.count,
+                    "without attention’s products",
+                )
+            ]
+            if any(cost.get("macs_without_attention") for cost in costs)
+            else []
+        ),
+        *(
             Row(f"Latency, batch{formats.NBSP}{batch}", tuple(latency(cost, batch) for cost in costs), "p50 a batch")
             for batch in batches
         ),

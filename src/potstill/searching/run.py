@@ -27,7 +27,8 @@ from potstill.checks import problem
 from potstill.comparing.axes import override
 from potstill.comparing.benches import Benches
 from potstill.errors import ArgumentError, MappingError, ModelError, PotstillError, RecipeError, TrainingError
-from potstill.evaluation.predict import OUTPUTS, fastest_device
+from potstill.evaluation.outputs import OUTPUTS
+from potstill.evaluation.predict import fastest_device
 from potstill.knowledge import Needs
 from potstill.labelled import TEST, VALIDATION
 from potstill.metrics import METRICS, primary, score

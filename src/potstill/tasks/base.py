@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from potstill.augment.image import Augmentation
 from potstill.checks import problem
 from potstill.errors import ModelError
+from potstill.knowledge import Knowledge
 from potstill.objective import Defaults
 
 Batch = dict[str, Tensor]
@@ -73,7 +74,8 @@ class Task(Protocol):
 
     @property
     def problem(self) -> str:
-        """What the labels are: single_label, multi_label or regression. Metrics and predictions go by it."""
+        """What the labels are: single_label, multi_label, regression, segmentation or segmentation_quarter. Metrics and
+        predictions go by it."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -160,6 +162,9 @@ class Task(Protocol):
 
     def two_readers(self, reader: Any, teachers: Any, terms: Sequence[str]) -> str:
         """What to say where the teachers have a reader of their own, and these terms compare position by position."""
+
+    def compared(self, known: Knowledge, batch: Mapping[str, Tensor]) -> Knowledge:
+        """What was observed, with logits at the positions of `targets`: those of maps are resized."""
 
     def targets(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         """The labels of a batch, with harmless values where a row has none."""

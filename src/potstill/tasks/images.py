@@ -33,7 +33,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 from potstill.augment.image import Augmentation
 from potstill.checks import problem
 from potstill.errors import DataError, ModelError
-from potstill.knowledge import inputs_for
+from potstill.knowledge import Knowledge, inputs_for
 from potstill.tasks.base import Batch, Rows, Sample, Words, quiet_transformers
 from potstill.tasks.pictures import as_rgb, decoded, thumbnail
 
@@ -357,6 +357,10 @@ class ReadsImages:
     def two_readers(self, reader: ImageReader, teachers: ImageReader, terms: Sequence[str]) -> str:
         """How each of them reads the same images."""
         return f"images: the student reads them at {reader_text(reader)}; the teacher at {reader_text(teachers)}"
+
+    def compared(self, known: Knowledge, batch: Mapping[str, Tensor]) -> Knowledge:
+        """What was observed, as it is: outputs and labels have the same positions."""
+        return known
 
     def unaligned(self, rows: Rows, reader: ImageReader, teachers: ImageReader) -> None:
         """Every place of an image shows the same to both readers, but for what one of them cuts off at the edges."""

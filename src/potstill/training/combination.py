@@ -54,7 +54,9 @@ class Combination:
 
 
 def _entropy(logits: Logits | None) -> Tensor:
-    """The entropy of each row's distribution over the classes, [B] from [B,V]; the mean over its tokens of [B,S,V]."""
+    """The entropy of each row's distribution over the classes, [B] from [B,V]; the mean over its tokens of [B,S,V], or
+    its pixels of [B,V,H,W]."""
     assert isinstance(logits, Tensor), "a row is routed by the teachers' logits, and they were not observed"
+    logits = logits.movedim(1, -1) if logits.ndim == 4 else logits  # of pixels, [B,V,H,W]
     log_probabilities = torch.log_softmax(at_least_float32(logits), dim=-1)
     return -(log_probabilities.exp() * log_probabilities).sum(-1).reshape(len(logits), -1).mean(-1)

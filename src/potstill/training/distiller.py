@@ -177,11 +177,13 @@ class Distiller(Member):
         """What each teacher knows of a batch, without gradients."""
         observers: dict[str, Observer | Recall] = self.__dict__["_observe_teachers"]
         with torch.no_grad(), torch.autocast(self.student.device.type, enabled=False):
-            return {name: self._shared(observer(batch)) for name, observer in observers.items()}
+            return {name: self._shared(observer(batch), batch) for name, observer in observers.items()}
 
-    def _shared(self, known: Knowledge) -> Knowledge:
-        """What was observed, with logits of the tokens that all models have."""
-        return known.shared_logits(self.vocabulary) if self.task.of_tokens and self.vocabulary is not None else known
+    def _shared(self, known: Knowledge, batch: Mapping[str, Tensor]) -> Knowledge:
+        """What was observed, with logits of the tokens that all models have, or of the pixels that labels have."""
+        if self.task.of_tokens and self.vocabulary is not None:
+            return known.shared_logits(self.vocabulary)
+        return self.task.compared(known, batch)
 
     def forward(
         self,
@@ -191,7 +193,7 @@ class Distiller(Member):
     ) -> Parts:
         """The loss of a micro-batch, with the denominators of the whole accumulation window in `counts`."""
         taught = self.teach(batch)
-        seen = [self._shared(member._observe_student(batch)) for member in self.members]
+        seen = [self._shared(member._observe_student(batch), batch) for member in self.members]
         scene = Scene(
             labels=self.task.targets(batch),
             masks=self.task.masks(batch),

@@ -1,0 +1,187 @@
+"""Segmentation models over images: counts of pixels for metrics, agreement with a teacher, a few predicted maps.
+
+Decisions:
+- Logits of all pixels are never kept. Each batch is counted (`metrics.segmentation.pixel_counts`), and what stays is
+  V x (V + 3) numbers an image.
+- Under the full protocol logits are resized to each label map as it is stored, one image at a time: only one image's
+  logits are ever at full size.
+- How near a model is to its teacher is found by running both on the same batches, at the size that losses compare them
+  at, void pixels aside.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from potstill.evaluation.predict import CPU_TOKENS, DEVICE_TOKENS, token_batches
+from potstill.knowledge import TEACHERS, Knowledge, inputs_for, own_columns
+from potstill.metrics import Array
+from potstill.metrics.segmentation import BANDS, pixel_counts
+from potstill.tasks.semantic_segmentation import SegmentationCollator, resized_logits
+
+Step = Callable[[int, int, float | None], None]
+CLASSES = b"classes"
+
+
+def predict_counts(
+    model: PreTrainedModel,
+    rows: Any,
+    collate: SegmentationCollator,
+    *,
+    tokens: int | None = None,
+    bfloat16: bool = False,
+    progress: Step | None = None,
+) -> Array:
+    """Counts of pixels [N,V,V+3] of a model's predictions, in the order of the rows.
+
+    Args:
+        model: used where it is, in eval mode; its mode is put back.
+        rows: encoded rows with the columns ``label_map`` and ``length``.
+        collate: reads images, and knows protocol and classes.
+        tokens: of a batch, in patches of 16 x 16 pixels; None: as suits the model's device.
+        bfloat16: under autocast, for a quick look while training; a final number is float32.
+        progress: called with (rows done, rows, None).
+    """
+    classes = len(collate.task.names)
+    found = np.zeros((len(rows), classes, classes + BANDS), dtype=np.int32)
+    for numbers, chosen, logits in _over(model, rows, collate, tokens, bfloat16):
+        for number, row, own in zip(numbers, chosen, logits, strict=True):
+            truth = collate.task.truth(row["label_map"], collate.reader.size)
+            found[number] = pixel_counts(predicted_map(own, truth.shape)[None], truth[None], classes)[0]
+        if progress is not None:
+            progress(int(numbers[-1]) + 1, len(rows), None)
+    return found
+
+
+def predicted_map(logits: Tensor, size: tuple[int, ...]) -> Array:
+    """The class of each pixel at a size, [H,W], from logits [V,h,w]."""
+    return np.asarray(resized_logits(logits.unsqueeze(0).float(), size)[0].argmax(0).cpu().numpy())
+
+
+def predicted_maps(model: PreTrainedModel, rows: Any, collate: SegmentationCollator) -> list[Array]:
+    """What a model sees in each of a few rows, [H,W] each, at the size of the metrics."""
+    found: dict[int, Array] = {}
+    for numbers, chosen, logits in _over(model, rows, collate, None, False):
+        for number, row, own in zip(numbers, chosen, logits, strict=True):
+            found[int(number)] = predicted_map(own, collate.task.truth(row["label_map"], collate.reader.size).shape)
+    return [found[number] for number in range(len(rows))]
+
+
+def pixel_fidelity(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    rows: Any,
+    collate: SegmentationCollator,
+    *,
+    progress: Step | None = None,
+) -> dict[str, float]:
+    """How near a student is to its teacher: ``agreement``, the share of pixels in which both predict the same, and
+    ``kl``, the mean over pixels of KL(teacher || student) at temperature 1, in nats; void pixels aside.
+
+    `collate` reads images for the teacher too, where its reader is another; both models are on one device.
+    """
+    same, divergence, pixels, done = 0, 0.0, 0, 0
+    for numbers, chosen, logits in _over(student, rows, collate, None, False):
+        batch = {name: value.to(student.device) for name, value in collate(chosen).items()}
+        with torch.inference_mode():
+            theirs = teacher(**inputs_for(teacher, own_columns(batch, TEACHERS))).logits
+        mask = collate.task.masks(batch)["outputs"]
+        log_s, log_t = (_log_probabilities(one, collate, batch)[mask] for one in (logits, theirs))
+        same += int((log_s.argmax(-1) == log_t.argmax(-1)).sum())
+        divergence += float((log_t.exp() * (log_t - log_s)).sum(-1, dtype=torch.float64).sum())
+        pixels, done = pixels + int(mask.sum()), done + len(numbers)
+        if progress is not None:
+            progress(done, len(rows), None)
+    return {"agreement": same / max(1, pixels), "kl": max(0.0, divergence / max(1, pixels))}
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Another form of a model, such as an exported file, beside the model itself: counts of its predictions [N,V,V+3],
+    the largest difference of a logit (NaN where one is not a number), the share of logits' places that agree."""
+
+    counts: Array
+    max_logit_difference: float
+    agreement: float
+
+
+def beside(
+    runner: Callable[[Mapping[str, Any]], Any], model: PreTrainedModel, rows: Any, collate: SegmentationCollator
+) -> Beside:
+    """Run another form of a model over the same batches, and compare it with the model at the size of its logits.
+
+    Args:
+        runner: a function of a batch that gives logits [B,V,h,w].
+        model: on the CPU.
+        rows, collate: as in `predict_counts`.
+    """
+    classes = len(collate.task.names)
+    counts = np.zeros((len(rows), classes, classes + BANDS), dtype=np.int32)
+    largest, same, places = 0.0, 0, 0
+    for numbers, chosen, logits in _over(model, rows, collate, None, False):
+        theirs = torch.as_tensor(np.asarray(runner(collate(chosen))))
+        largest = max(largest, float((theirs - logits).abs().max())) if theirs.isfinite().all() else math.nan
+        same += int((theirs.argmax(1) == logits.argmax(1)).sum())
+        places += logits.argmax(1).numel()
+        for number, row, own in zip(numbers, chosen, theirs, strict=True):
+            truth = collate.task.truth(row["label_map"], collate.reader.size)
+            counts[number] = pixel_counts(predicted_map(own, truth.shape)[None], truth[None], classes)[0]
+        if math.isnan(largest):
+            break
+    return Beside(counts, largest, same / max(1, places))
+
+
+def _log_probabilities(logits: Tensor, collate: SegmentationCollator, batch: Mapping[str, Tensor]) -> Tensor:
+    """[B,H,W,V] at the size of the comparison."""
+    placed = collate.task.compared(Knowledge(logits=logits.float()), batch).logits
+    assert isinstance(placed, Tensor)
+    return placed.movedim(1, -1).log_softmax(-1)
+
+
+def _over(
+    model: PreTrainedModel, rows: Any, collate: SegmentationCollator, tokens: int | None, bfloat16: bool
+) -> Iterator[tuple[Sequence[int], list[dict[str, Any]], Tensor]]:
+    """Batch by batch: the numbers of its rows, the rows, and the model's logits [B,V,h,w]."""
+    was_training, device = model.training, model.device
+    model.eval()  # type: ignore[no-untyped-call]
+    budget = tokens or (CPU_TOKENS if device.type == "cpu" else DEVICE_TOKENS)
+    for chosen in token_batches(np.asarray(rows["length"]), budget):
+        found = rows.select(chosen).to_list()
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            batch = {name: value.to(device) for name, value in collate(found).items()}
+            logits = model(**inputs_for(model, batch)).logits
+        yield chosen.tolist(), found, logits
+    model.train(was_training)
+
+
+def save_counts(path: Path, counts: Mapping[str, Array]) -> None:
+    """Write the counts of each split to one Parquet file: split, row, counts (row by row)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tables = [
+        pa.table({"split": [split] * len(z), "row": np.arange(len(z)), "counts": list(z.reshape(len(z), -1))})
+        for split, z in counts.items()
+    ]
+    classes = next(iter(counts.values())).shape[1]
+    table = pa.concat_tables(tables).replace_schema_metadata({CLASSES: str(classes).encode()})
+    beside = path.with_name(f".{path.name}")
+    pq.write_table(table, beside)
+    beside.replace(path)
+
+
+def load_counts(path: Path) -> dict[str, Array]:
+    """The counts [N,V,V+3] of each split, as `save_counts` wrote them."""
+    table = pq.read_table(path)
+    classes = int(table.schema.metadata[CLASSES])
+    splits = np.asarray(table["split"].to_pylist())
+    flat = table["counts"].combine_chunks().flatten().to_numpy()
+    counts = flat.reshape(-1, classes, classes + BANDS)
+    return {str(split): counts[splits == split] for split in dict.fromkeys(splits.tolist())}
