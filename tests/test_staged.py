@@ -37,7 +37,7 @@ def modules_of(objective, seed=0):
         return made | {name: joint.build() for name, joint in objective.joint_projections().items()}
 
 
-def parts(terms, student, teacher, *, batch=None, outputs=None, modules=None, change=lambda known: None):
+def parts(terms, student, teacher, *, batch=None, outputs=None, modules=None, counts=None, change=lambda known: None):
     """The terms' shares, as a task would compute them whose outputs are of rows, or of pixels; `change` what is seen in
     the student."""
     objective = bound(terms, student, teacher)
@@ -51,6 +51,7 @@ def parts(terms, student, teacher, *, batch=None, outputs=None, modules=None, ch
     scene = Scene(
         labels=None,
         masks=masks,
+        counts=counts,
         modules=modules_of(objective) if modules is None else modules,
         pixels=batch["pixel_values"],
     )
@@ -276,6 +277,29 @@ def test_images_count_alike_whatever_is_void():
         expected.append((half + squares[1].mean()) / 2)  # the third has no pixel
     found = parts(terms, student, teacher, outputs=outputs).total
     torch.testing.assert_close(found, (expected[0] + expected[1]) / 2)
+
+
+def test_micro_batches_add_up_to_the_batch():
+    student, teacher = segmentation("segformer", width=16), segmentation("segformer", seed=1)
+    terms = [{"knowledge": "features", "loss": "hcl"}, {"knowledge": "patches", "stage_weights": [0.1, 1]}]
+    modules, outputs = modules_of(bound(terms, student, teacher)), without_right_half()
+    outputs[1] = True
+    pixels = tiny_inputs("vit")["pixel_values"]
+    whole = parts(terms, student, teacher, outputs=outputs, modules=modules).terms
+    shares = [
+        parts(
+            terms,
+            student,
+            teacher,
+            batch={"pixel_values": pixels[rows]},
+            outputs=outputs[rows],
+            modules=modules,
+            counts={"outputs": outputs.sum(), "rows": 2.0},
+        ).terms
+        for rows in (slice(0, 1), slice(1, 3))
+    ]
+    for name, share in whole.items():
+        torch.testing.assert_close(shares[0][name] + shares[1][name], share)
 
 
 # ---- what can't be meant
