@@ -4,31 +4,26 @@ from copy import deepcopy
 
 import pytest
 import torch
-from tiny import IMAGES, tiny_inputs, tiny_model
-from tiny_images import tiny_image_recipe
-from tiny_runs import SHORT
+from tiny import CONVOLUTIONAL, IMAGES, tiny_inputs, tiny_model
+from tiny_images import tiny_image_rows, tiny_reader
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForSemanticSegmentation
 
 from potstill import losses
+from potstill.cache import CachedCollator, CachedTeacher, Identity, Storage, write_cache
 from potstill.errors import RecipeError, ShapeError
 from potstill.kinds import KINDS
 from potstill.kinds import family as home
 from potstill.knowledge import describe, observe
 from potstill.objective import Objective, Scene
-from potstill.pipeline import run
-from potstill.progress import Silent
 from potstill.projectors import FUSIONS, PATCH_PROJECTIONS, projector
 from potstill.staged import on_grid, places_that_count
 from potstill.tasks import ImageClassification
 from potstill.training import Distiller
+from potstill.training.distiller import ROW
 
-TRANSFORMERS = [name for name in IMAGES if name not in ("mobilenet_v2", "resnet")]
-
-
-SIZES = ("model_type", "num_encoder_blocks", "depths", "hidden_sizes", "mlp_ratios", "sr_ratios", "patch_sizes")
-SIZES += ("strides", "num_attention_heads", "decoder_hidden_size")
+TRANSFORMERS = [name for name in IMAGES if name not in CONVOLUTIONAL]
 
 
 def bound(terms, student, teacher):
@@ -42,7 +37,7 @@ def modules_of(objective, seed=0):
         return made | {name: joint.build() for name, joint in objective.joint_projections().items()}
 
 
-def parts(terms, student, teacher, *, batch=None, outputs=None, modules=None, change=lambda known: None):
+def parts(terms, student, teacher, *, batch=None, outputs=None, modules=None, counts=None, change=lambda known: None):
     """The terms' shares, as a task would compute them whose outputs are of rows, or of pixels; `change` what is seen in
     the student."""
     objective = bound(terms, student, teacher)
@@ -56,6 +51,7 @@ def parts(terms, student, teacher, *, batch=None, outputs=None, modules=None, ch
     scene = Scene(
         labels=None,
         masks=masks,
+        counts=counts,
         modules=modules_of(objective) if modules is None else modules,
         pixels=batch["pixel_values"],
     )
@@ -201,21 +197,22 @@ def test_a_cached_teacher_teaches_by_its_stages_too(tmp_path):
         {"knowledge": "features", "loss": "hcl", "project": "csf"},
         {"knowledge": "patches", "project": "gl_mixer", "stage_weights": [0.5, 1.0]},
     ]
-    segformer = {"model_type": "segformer", **tiny_model("segformer", layers=3).config.to_diff_dict()}
-    segformer = {key: value for key, value in segformer.items() if key in SIZES}
-    shares = []
-    for use in ("never", "always"):
-        made = tiny_image_recipe(tmp_path / use) | {
-            "teacher": {"config": segformer, "train": dict(SHORT)},
-            "student": {"config": segformer | {"hidden_sizes": [8, 16]}},
-            "distill": [{"terms": terms, "train": dict(SHORT)}],
-            "cache": {"use": use, "precision": "float32"},
-        }
-        outcome = run(made, tmp_path / use / "run", progress=Silent())
-        found = next(model for model in outcome.results["models"] if model["key"] == "student")
-        shares.append(found["curves"][-1]["points"][-1]["parts"])
-    assert shares[1] == pytest.approx(shares[0], rel=1e-5)
-    assert set(shares[0]) == {"features", "patches"}
+    student, teacher = tiny_model("segformer", layers=3, width=16), tiny_model("segformer", layers=3)
+    teacher.config.save_pretrained(tmp_path)
+    task, reader = ImageClassification(), tiny_reader(tmp_path)
+    rows = task.encode(tiny_image_rows(4), reader)
+    live = Distiller(student, Objective(terms), task, teacher)
+    asked = live.asked["teacher"]
+    identity = Identity("t", "k", asked, None, storage=Storage("float32"))
+    cached = CachedTeacher(write_cache(tmp_path / "cache", identity, teacher, rows, task.collator(reader)).cache)
+    kept = Distiller(student, Objective(terms), task, cached)
+    kept.projectors.load_state_dict(live.projectors.state_dict())
+    collate = CachedCollator(task.collator(reader), [cached.lookup("teacher", rows, asked)], ROW)
+    batch = collate(rows.add_column(ROW, [0, 1, 2, 3]).to_list())
+    shares = [made.eval()(batch).terms for made in (live, kept)]
+    torch.testing.assert_close(shares[1], shares[0])
+    assert kept.teachers == {}
+    assert shares[0].keys() == {"features", "patches"}
 
 
 # ---- void pixels
@@ -244,11 +241,11 @@ def segmentation(family, **sizes):
     return made
 
 
-@pytest.mark.parametrize("kind", ["features", "patches"])
-@pytest.mark.parametrize("loss", [name for name in fitting("features") if name != "flow_mse"])
+@pytest.mark.parametrize(
+    ("kind", "loss"),
+    [(kind, loss) for kind in ("features", "patches") for loss in fitting(kind) if loss != "flow_mse"],
+)
 def test_void_places_and_rows_change_nothing(kind, loss):
-    if loss not in fitting(kind):
-        pytest.skip(f"{loss} does not fit {kind}")
     student, teacher = (segmentation("segformer", seed=seed) for seed in (1, 0))
 
     def disturb(known):
@@ -280,6 +277,29 @@ def test_images_count_alike_whatever_is_void():
         expected.append((half + squares[1].mean()) / 2)  # the third has no pixel
     found = parts(terms, student, teacher, outputs=outputs).total
     torch.testing.assert_close(found, (expected[0] + expected[1]) / 2)
+
+
+def test_micro_batches_add_up_to_the_batch():
+    student, teacher = segmentation("segformer", width=16), segmentation("segformer", seed=1)
+    terms = [{"knowledge": "features", "loss": "hcl"}, {"knowledge": "patches", "stage_weights": [0.1, 1]}]
+    modules, outputs = modules_of(bound(terms, student, teacher)), without_right_half()
+    outputs[1] = True
+    pixels = tiny_inputs("vit")["pixel_values"]
+    whole = parts(terms, student, teacher, outputs=outputs, modules=modules).terms
+    shares = [
+        parts(
+            terms,
+            student,
+            teacher,
+            batch={"pixel_values": pixels[rows]},
+            outputs=outputs[rows],
+            modules=modules,
+            counts={"outputs": outputs.sum(), "rows": 2.0},
+        ).terms
+        for rows in (slice(0, 1), slice(1, 3))
+    ]
+    for name, share in whole.items():
+        torch.testing.assert_close(shares[0][name] + shares[1][name], share)
 
 
 # ---- what can't be meant

@@ -90,6 +90,17 @@ def test_an_assistant_asks_for_the_features_that_it_reads() -> None:
     assert made(batch(2)).total > 0
 
 
+@pytest.mark.parametrize("name", ["transkd_gl", "transkd_ea", "knowledge_review"])
+def test_mixed_precision_gives_about_the_same(name: str) -> None:
+    made = distiller(of_features(name))
+    plain = made(batch(3)).terms
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = made(batch(3)).terms
+    for term, share in plain.items():
+        assert mixed[term].dtype == torch.float32
+        assert mixed[term].item() == pytest.approx(share.item(), rel=0.05)
+
+
 def test_scalars_start_at_what_is_written() -> None:
     mixer = distiller(of_features("transkd_gl")).projectors["patches_gl_mixer"].mixer
     assert mixer.alpha.tolist() == mixer.beta.tolist() == [0.5]

@@ -59,7 +59,8 @@ class Scene:
             counts, [B,H,W] floats, 0 where there is none; terms on labels are then a weighted mean.
         counts: the denominators, over the whole accumulation window; None takes those of this micro-batch.
         progress: the share of training done, 0 to 1, for the schedules.
-        modules: projections and memories by name, as `BoundObjective.projections` and `memories` list them.
+        modules: projections and memories by name, as `BoundObjective.projections`, `joint_projections` and `memories`
+            list them.
         rows: the number of each row in the data set, [B], for a memory.
         pixels: the images as the student sees them, [B,3,H,W]; None where there are none.
         influence: each teacher's, one number or one a row [B]; without it, all teachers count alike.

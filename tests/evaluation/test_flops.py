@@ -2,9 +2,16 @@
 
 import pytest
 import torch
-from tiny import IMAGES, tiny_inputs, tiny_model
+from tiny import CONVOLUTIONAL, IMAGES, tiny_inputs, tiny_model
 from torch import nn
-from transformers import SegformerConfig, SegformerForSemanticSegmentation
+from transformers import (
+    AutoModelForImageClassification,
+    MobileNetV2Config,
+    ResNetConfig,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    ViTConfig,
+)
 
 from potstill.errors import ArgumentError, ModelError
 from potstill.evaluation.flops import count, count_training
@@ -41,6 +48,17 @@ def test_segformer_has_the_published_counts(name, parameters, multiply_adds, req
 
 
 @pytest.mark.parametrize(
+    ("config", "billions"),
+    [(MobileNetV2Config(), 0.300), (ResNetConfig(), 4.09), (ViTConfig(), 17.56)],
+    ids=["MobileNetV2", "ResNet-50", "ViT-B"],
+)
+def test_models_of_images_have_the_counts_that_are_known_of_them(config, billions):
+    with torch.device("meta"):
+        model = AutoModelForImageClassification.from_config(config)
+    assert count(model, (3, 224, 224)).with_attention / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+@pytest.mark.parametrize(
     ("project", "parameters", "multiply_adds"),
     [("linear", 4.56, 16.47), ("gl_mixer", 5.22, 16.80), ("embedding_assistant", 5.53, 17.84)],
 )
@@ -69,7 +87,7 @@ def test_every_family_is_counted_and_left_as_it_was(family):
     found = count(model, (3, 32, 48))
     assert found.parameters == sum(p.numel() for p in model.parameters())
     assert 0 < found.multiply_adds <= found.with_attention
-    assert (found.multiply_adds == found.with_attention) == (family in ("mobilenet_v2", "resnet"))
+    assert (found.multiply_adds == found.with_attention) == (family in CONVOLUTIONAL)
     assert model.training
     assert all(p.device.type == "cpu" and p.requires_grad for p in model.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
