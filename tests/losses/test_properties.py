@@ -153,7 +153,7 @@ def test_not_negative_and_above_zero_where_they_differ(case: Case) -> None:
     for seed in range(5):
         student, teacher = masked(case, seed)
         values = case.loss(student, teacher, MASK)
-        assert (values[case.counted(MASK)] > 1e-4).all()
+        assert (values[case.counted(MASK)] > 1e-6).all()  # a row of two nodes may differ little
         assert (values >= 0).all()
 
 
