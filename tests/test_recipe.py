@@ -9,6 +9,7 @@ import yaml
 
 from potstill.errors import RecipeError
 from potstill.recipe import Recipe, load_recipe, packaged_recipes
+from potstill.sections import DataSection
 
 BASE = {
     "task": "text_classification",
@@ -369,3 +370,10 @@ def test_what_would_be_ignored_is_refused(override: str, said: str) -> None:
 def test_what_concerns_the_whole_recipe_is_said_without_a_place() -> None:
     message = refusal(lambda d: d["distill"][0]["terms"][0].update(teacher="secnd"))
     assert message == "Unknown teacher 'secnd'. Known: teacher."
+
+
+def test_what_the_rows_are_called(tmp_path: Path) -> None:
+    (tmp_path / "streets").mkdir()
+    assert DataSection(name=str(tmp_path / "streets")).called == "streets"
+    assert DataSection(name="AI-Lab-Makerere/beans").called == "AI-Lab-Makerere/beans"
+    assert DataSection(files={"train": "a.csv"}).called == "files"

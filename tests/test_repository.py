@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 TARGETS = {"quickstart", "test", "check", "docs", "bench", "peers", "clean", "help"}
 PAGES = sorted(page.relative_to(ROOT).as_posix() for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-IMPORTED_AS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}  # where the package has another name
+IMPORTED_AS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # where the package has another name
 
 # Put together here, so that this file does not hold what it looks for.
 ELSEWHERE = re.compile("|".join([r"(?<![\w.~-])/" + r"(?:root|home|Users)/\w", "--(?:extra-)?" + "index-url"]))

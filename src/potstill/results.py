@@ -86,7 +86,7 @@ def _run(folder: RunFolder, bench: Workbench, precision: Precision, student: Con
     recipe = folder.recipe
     return {
         "name": recipe.name,
-        "title": f"{recipe.teacher.called} to {_size(recipe)}, on {recipe.data.name or 'files'}",
+        "title": f"{recipe.teacher.called} to {_size(recipe)}, on {recipe.data.called}",
         "task": recipe.task,
         "problem": bench.task.problem,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

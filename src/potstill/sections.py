@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -88,6 +89,13 @@ class DataSection(SourceSection):
     limit: Annotated[int, Ge(1)] | None = None
     validation: Share = 0.1
     test: Share = 0.1
+
+    @property
+    def called(self) -> str:
+        """What the rows are, in a word: a sample's or hub id's name, or that of the folder they lie in."""
+        if self.name is None:
+            return "files"
+        return Path(self.name).name if Path(self.name).is_dir() else self.name
 
 
 def _buildable(config: dict[str, Any] | str) -> dict[str, Any] | str:

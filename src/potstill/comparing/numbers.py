@@ -137,10 +137,9 @@ def _attention(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _run(folder: RunFolder, recipe: Recipe, finished: Sequence[Finished]) -> dict[str, Any]:
     variants = [one for one in finished if one.cell.plain is not None]
     first = finished[0].results["run"]
-    where = recipe.data.name or "files"
     return {
         "name": recipe.name,
-        "title": f"{len(variants)} ways to teach a student of {recipe.teacher.called}, on {where}",
+        "title": f"{len(variants)} ways to teach a student of {recipe.teacher.called}, on {recipe.data.called}",
         "problem": first["problem"],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": _seconds(folder, finished),
