@@ -275,3 +275,25 @@ def _random(
         ) from error
     model.eval()  # type: ignore[no-untyped-call]
     return model
+
+
+def load_classes(
+    auto_class: Any,
+    path: str | Path | PreTrainedConfig,
+    names: Sequence[str],
+    *,
+    attention: str | None,
+    trust_remote_code: bool,
+) -> LoadedModel:
+    """A model with these classes. A head that the checkpoint doesn't hold is new, and listed as such."""
+    loaded = load_pretrained(
+        auto_class,
+        path,
+        attention=attention,
+        trust_remote_code=trust_remote_code,
+        num_labels=len(names),
+        ignore_mismatched_sizes=True,
+    )
+    loaded.model.config.id2label = dict(enumerate(names))
+    loaded.model.config.label2id = {name: number for number, name in enumerate(names)}
+    return loaded

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from potstill import losses
-from potstill.tasks.base import Batch, LoadedModel, load_pretrained
+from potstill.tasks.base import Batch, LoadedModel, load_classes
 from potstill.terms import Defaults
 
 IGNORED = -100
@@ -86,22 +86,11 @@ class Classification:
         reader: Any = None,
     ) -> LoadedModel:
         """Load a model with this task's classes. A head that the checkpoint doesn't hold is new, and listed as such."""
-        loaded = load_pretrained(
-            self.auto_class,
-            path,
-            attention=attention,
-            trust_remote_code=trust_remote_code,
-            num_labels=len(self.names),
-            ignore_mismatched_sizes=True,
+        loaded = load_classes(
+            self.auto_class, path, self.names, attention=attention, trust_remote_code=trust_remote_code
         )
-        self.describe_classes(loaded.model.config)
+        loaded.model.config.problem_type = PROBLEM_TYPES[self.problem]
         return loaded
-
-    def describe_classes(self, config: Any) -> None:
-        """Write the classes, and what kind of labels they are, into a model's config."""
-        config.problem_type = PROBLEM_TYPES[self.problem]
-        config.id2label = dict(enumerate(self.names))
-        config.label2id = {name: number for number, name in enumerate(self.names)}
 
     def targets(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         """Labels with 0 in place of the NaN of unlabelled rows, so that no NaN reaches a gradient."""

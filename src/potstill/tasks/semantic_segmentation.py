@@ -37,7 +37,7 @@ from potstill.errors import ArgumentError, ModelError
 from potstill.knowledge import TEACHERS, Knowledge, describe
 from potstill.knowledge.architectures import ARCHITECTURES
 from potstill.metrics import SEGMENTATION, SEGMENTATION_QUARTER
-from potstill.tasks.base import Batch, LoadedModel, load_pretrained
+from potstill.tasks.base import Batch, LoadedModel, load_classes
 from potstill.tasks.images import ImageReader, ReadsImages, reader_text
 from potstill.tasks.label_maps import VOID, Ids, MapClasses
 from potstill.tasks.pictures import as_pixels, decoded
@@ -122,18 +122,7 @@ class SemanticSegmentation(ReadsImages):
         reader: Any = None,
     ) -> LoadedModel:
         """Load a model with this task's classes. A head that the checkpoint doesn't hold is new, and listed as such."""
-        loaded = load_pretrained(
-            self.auto_class,
-            path,
-            attention=attention,
-            trust_remote_code=trust_remote_code,
-            num_labels=len(self.names),
-            ignore_mismatched_sizes=True,
-        )
-        config = loaded.model.config
-        config.id2label = dict(enumerate(self.names))
-        config.label2id = {name: number for number, name in enumerate(self.names)}
-        return loaded
+        return load_classes(self.auto_class, path, self.names, attention=attention, trust_remote_code=trust_remote_code)
 
     def encode(self, rows: Dataset, reader: ImageReader, *, max_length: int = 0) -> Dataset:
         """Rows with images and maps as they are stored; ``labels`` [V], pixels of each class; ``length``.
