@@ -10,6 +10,7 @@ from scipy import stats
 from potstill.errors import PotstillError, ShapeError
 from potstill.evaluation.significance import Comparison, bootstrap, interval, retained_interval
 from potstill.metrics import PROBLEMS, score
+from potstill.metrics.segmentation import pixel_counts
 
 
 def logits_of(correct, labels):
@@ -23,6 +24,12 @@ def example(rows=200, seeds=3, seed=0, problem="single_label"):
     if problem == "regression":
         labels = generator.normal(size=rows)
         return [[labels + generator.normal(size=rows) * s for _ in range(seeds)] for s in (1.0, 1.5)], labels
+    if problem.startswith("segmentation"):
+        maps = generator.integers(0, 3, (rows, 6, 8))
+        wrong = [[generator.random(maps.shape) < share for _ in range(seeds)] for share in (0.3, 0.5)]
+        said = [[np.where(one, generator.integers(0, 3, maps.shape), maps) for one in side] for side in wrong]
+        counts = [[pixel_counts(one, maps, 3) for one in side] for side in said]
+        return counts, counts[0][0][:, :, :3].sum(2)
     labels = generator.integers(0, 2, rows if problem == "single_label" else (rows, 2))
     truth = np.eye(2)[labels] if problem == "single_label" else labels
     return [[truth * s + generator.normal(size=(rows, 2)) for _ in range(seeds)] for s in (1.5, 1.0)], labels
