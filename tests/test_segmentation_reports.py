@@ -24,7 +24,7 @@ SHOWN = {
     "models": [{"key": "student", "title": "Student"}],
     "segmentation": {
         "legend": [{"name": "road", "colour": [128, 10, 255]}],
-        "void": True,
+        "void": [224, 224, 192],
         "groups": [{"key": "best", "items": [ITEM]}],
         "of": 7,
     },
@@ -100,7 +100,7 @@ def test_commands_for_classifiers_say_what_a_segmentation_is(tmp_path):
 def test_the_colours_of_the_legend_are_those_of_the_maps():
     found = details.sheet(SHOWN)
     assert found is not None
-    assert found["legend"] == [{"name": "road", "colour": "#800aff"}, {"name": "void", "colour": "#000000"}]
+    assert found["legend"] == [{"name": "road", "colour": "#800aff"}, {"name": "void", "colour": "#e0e0c0"}]
     assert [name for _, name in found["columns"]] == ["Student"]
     assert found["rows"][0]["which"] == "Best" and found["rows"][0]["pictures"][-1] == ("Student", "data:c", "41.0%")
     assert found["score"] == "mean IoU at 1/4 resolution"

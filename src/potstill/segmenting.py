@@ -4,8 +4,8 @@ and the images that its report shows.
 Decisions:
 - Images are picked by the mean IoU, on that image alone, of the student that ships: the best, those around the median,
   and the worst. So nobody picks them by hand. Images without a pixel that counts are left out.
-- Maps are drawn in the colours of the classes, at the size of the metrics, void black; then made small by the nearest
-  pixel, so that no colour is mixed.
+- Maps are drawn in the colours of the classes, at the size of the metrics; void in PASCAL VOC's cream, since black is a
+  class in many palettes. Then they are made small by the nearest pixel, so that no colour is mixed.
 """
 
 import base64
@@ -28,6 +28,7 @@ from potstill.workbench import Workbench
 
 GROUPS = ("best", "middle", "worst")
 OF_A_GROUP = 3
+VOID_COLOUR = (224, 224, 192)
 LONGEST = 320
 """Pixels of the longer side of an image in the report."""
 
@@ -101,15 +102,15 @@ def shown_images(
         }
     return {
         "legend": [{"name": n, "colour": list(c)} for n, c in zip(task.names, task.classes.colours, strict=True)],
-        "void": bool(task.classes.void),
+        "void": list(VOID_COLOUR) if task.classes.void else None,
         "groups": [{"key": key, "items": [items[number] for number in group]} for key, group in groups.items()],
         "of": int((labels.sum(axis=1) > 0).sum()),
     }
 
 
 def painted(numbers: Array, classes: MapClasses) -> str:
-    """Class numbers [H,W] in the colours of the classes, void black, as a ``data:`` address of a PNG."""
-    palette = [*classes.colours, (0, 0, 0)]
+    """Class numbers [H,W] in the colours of the classes, as a ``data:`` address of a PNG."""
+    palette = [*classes.colours, VOID_COLOUR]
     placed = np.where(numbers == VOID, len(classes.colours), numbers)
     if len(palette) > 256:
         return _address(Image.fromarray(np.array(palette, dtype=np.uint8)[placed]), Image.Resampling.NEAREST, "PNG")

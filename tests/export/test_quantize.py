@@ -11,7 +11,7 @@ from tiny_classifiers import Names, batch, logits, tiny
 
 from potstill.errors import ExportError
 from potstill.export import OnnxModel, export_onnx, quantize_onnx, verify
-from potstill.export.quantize import mostly_convolutions
+from potstill.export.quantize import share_of_convolutions
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet"])
@@ -87,7 +87,7 @@ def test_convolutions_are_quantised_by_the_ranges_of_rows(tmp_path: Path) -> Non
     )
     seen, fresh = ({"pixel_values": part} for part in pixels.split(48))
     whole = export_onnx(model, seen, tmp_path / "model.onnx")
-    assert mostly_convolutions(whole)
+    assert share_of_convolutions(whole) > 0.5
     small = quantize_onnx(whole, tmp_path / "model-int8.onnx", [seen])
     assert small.stat().st_size < 0.4 * whole.stat().st_size
     faint = quantize_onnx(whole, tmp_path / "faint.onnx", [{"pixel_values": seen["pixel_values"] / 20}])
@@ -104,10 +104,26 @@ def test_a_vision_transformer_is_quantised_as_texts_are(tmp_path: Path) -> None:
     model = tiny_model("vit")
     pixels = torch.randn(5, 3, *IMAGE, generator=torch.Generator().manual_seed(0))
     whole = export_onnx(model, {"pixel_values": pixels}, tmp_path / "model.onnx")
-    assert not mostly_convolutions(whole)
+    assert share_of_convolutions(whole) < 0.5
     for rows in (1, 5):
         with torch.no_grad():
             expected = model(pixels[:rows]).logits.numpy()
         np.testing.assert_allclose(OnnxModel(whole, threads=1)({"pixel_values": pixels[:rows]}), expected, atol=1e-4)
     small = quantize_onnx(whole, tmp_path / "model-int8.onnx")
     assert OnnxModel(small, threads=1)({"pixel_values": pixels}).shape == (5, 2)
+
+
+def test_a_transformer_with_convolutions_has_them_static_and_all_else_dynamic(tmp_path: Path) -> None:
+    model = tiny_model("segformer", width=64)
+    pixels = torch.randn(24, 3, *IMAGE, generator=torch.Generator().manual_seed(0))
+    seen, fresh = ({"pixel_values": part} for part in pixels.split(12))
+    whole = export_onnx(model, seen, tmp_path / "model.onnx")
+    assert 0.1 < share_of_convolutions(whole) < 0.5
+    both = quantize_onnx(whole, tmp_path / "both.onnx", [seen])
+    linear = quantize_onnx(whole, tmp_path / "linear.onnx")  # no rows, no ranges: convolutions stay as they are
+    assert both.stat().st_size < linear.stat().st_size < whole.stat().st_size
+    kinds = [{node.op_type for node in onnx.load(file).graph.node} for file in (both, linear)]
+    assert all("MatMulInteger" in found and "DynamicQuantizeLinear" in found for found in kinds)
+    assert ["QuantizeLinear" in found for found in kinds] == [True, False]
+    expected, found = (OnnxModel(file, threads=1)(fresh) for file in (whole, both))
+    assert 0 < np.abs(found - expected).mean() < 0.2 * expected.std()

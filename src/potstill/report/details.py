@@ -211,8 +211,9 @@ def sheet(results: Results) -> dict[str, Any] | None:
     if not rows:
         return None
     models = given["groups"][0]["items"][0]["models"]
-    legend = [{"name": one["name"], "colour": "#" + bytes(one["colour"]).hex()} for one in given.get("legend") or []]
-    legend += [{"name": "void", "colour": "#000000"}] if given.get("void") else []
+    void = [{"name": "void", "colour": given["void"]}] if given.get("void") else []
+    coloured = [*(given.get("legend") or []), *void]
+    legend = [{"name": one["name"], "colour": "#" + bytes(one["colour"]).hex()} for one in coloured]
     return {
         "columns": [(role(key), title_of(results, key)) for key in models],
         "rows": rows,

@@ -34,7 +34,7 @@ from potstill.augment.image import Augmentation
 from potstill.checks import problem
 from potstill.errors import DataError, ModelError
 from potstill.knowledge import Knowledge, inputs_for
-from potstill.tasks.base import Batch, Rows, Sample, Words, quiet_transformers
+from potstill.tasks.base import Batch, Rows, Sample, Words, bars_on_a_terminal, quiet_transformers
 from potstill.tasks.pictures import as_rgb, decoded, thumbnail
 
 Size: TypeAlias = tuple[int, int]
@@ -309,7 +309,8 @@ class ReadsImages:
         stored = rows.cast_column("image", ImageFeature(decode=False))
         if "length" in stored.column_names:
             stored = stored.remove_columns("length")
-        return stored.add_column("length", np.full(len(rows), patches(reader), dtype=np.int64))
+        with bars_on_a_terminal():  # rows that were drawn are put in their order for it
+            return stored.add_column("length", np.full(len(rows), patches(reader), dtype=np.int64))
 
     def batch_of(
         self, reader: ImageReader, model: PreTrainedModel, files: Sequence[str], pairs: Sequence[str] | None = None

@@ -37,7 +37,7 @@ from potstill.errors import ArgumentError, ModelError
 from potstill.knowledge import TEACHERS, Knowledge, describe
 from potstill.knowledge.architectures import ARCHITECTURES
 from potstill.metrics import SEGMENTATION, SEGMENTATION_QUARTER
-from potstill.tasks.base import Batch, LoadedModel, load_classes
+from potstill.tasks.base import Batch, LoadedModel, bars_on_a_terminal, load_classes
 from potstill.tasks.images import ImageReader, ReadsImages, reader_text
 from potstill.tasks.label_maps import VOID, Ids, MapClasses
 from potstill.tasks.pictures import as_pixels, decoded
@@ -145,7 +145,8 @@ class SemanticSegmentation(ReadsImages):
         found = found.cast_column("label_map", ImageFeature(decode=False))
         with ThreadPoolExecutor(THREADS) as pool:
             counts = list(pool.map(lambda stored: self._pixels(stored, reader).tolist(), _stored_maps(found)))
-        return found.add_column("labels", counts)
+        with bars_on_a_terminal():
+            return found.add_column("labels", counts)
 
     def _pixels(self, stored: Any, reader: ImageReader) -> Ids:
         """How many pixels of each class the metrics see of a map, [V]; none of an image without one."""
