@@ -136,6 +136,20 @@ def test_a_kept_teacher_is_the_teacher(tmp_path: Path) -> None:
     assert kept.results["models"][-1]["metrics"] == live.results["models"][-1]["metrics"]
 
 
+def test_images_without_maps_are_learned_from_the_teacher(tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    for number in range(4):
+        shapes(9000 + number)[0].save(more / f"{number}.png")
+    told = Told()
+    recipe = tiny_map_recipe(tmp_path, {"data": {"unlabelled": {"name": str(more)}}})
+    recipe["distill"][0]["train"] = {"epochs": 1, "batch_size": 4, "precision": "float32"}
+    outcome = run(recipe, tmp_path / "run", progress=told)
+    took = {model["key"]: model["training"]["rows_seen"] for model in outcome.results["models"]}
+    assert took["student"] == 20
+    assert np.isfinite(outcome.results["models"][-1]["curves"][0]["points"][-1]["loss"])
+
+
 def test_what_does_not_go_together_is_said_before_anything_is_read(tmp_path: Path) -> None:
     recipe = tiny_map_recipe(tmp_path)
     for changes, said in (
