@@ -6,16 +6,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from tiny_maps import CLASSES, FOUR_STAGES, VOID_ID, shapes, tiny_map_folder, tiny_map_recipe, tiny_segmenter
+import torch
+from tiny import tiny_upernet
+from tiny_maps import (
+    CLASSES,
+    FOUR_STAGES,
+    VOID_ID,
+    shapes,
+    tiny_map_folder,
+    tiny_map_recipe,
+    tiny_segformer,
+    tiny_segmenter,
+)
 from tiny_runs import SHORT, Told, merged
 
 from potstill.errors import DataError, ModelError, RecipeError
 from potstill.evaluation.segmentation import load_counts
+from potstill.export import OnnxModel, export_onnx
+from potstill.export.onnx import takes_any_size
 from potstill.metrics import keys, score
 from potstill.pipeline import run
 from potstill.plan import plan
 from potstill.recipe import load_recipe
+from potstill.shipping import _difference, _other_sizes
+from potstill.tasks import MapClasses, SemanticSegmentation
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +136,20 @@ def test_a_kept_teacher_is_the_teacher(tmp_path: Path) -> None:
     assert kept.results["models"][-1]["metrics"] == live.results["models"][-1]["metrics"]
 
 
+def test_images_without_maps_are_learned_from_the_teacher(tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    for number in range(4):
+        shapes(9000 + number)[0].save(more / f"{number}.png")
+    told = Told()
+    recipe = tiny_map_recipe(tmp_path, {"data": {"unlabelled": {"name": str(more)}}})
+    recipe["distill"][0]["train"] = {"epochs": 1, "batch_size": 4, "precision": "float32"}
+    outcome = run(recipe, tmp_path / "run", progress=told)
+    took = {model["key"]: model["training"]["rows_seen"] for model in outcome.results["models"]}
+    assert took["student"] == 20
+    assert np.isfinite(outcome.results["models"][-1]["curves"][0]["points"][-1]["loss"])
+
+
 def test_what_does_not_go_together_is_said_before_anything_is_read(tmp_path: Path) -> None:
     recipe = tiny_map_recipe(tmp_path)
     for changes, said in (
@@ -151,8 +181,6 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
     recipe = tiny_map_recipe(tmp_path)
     recipe["teacher"].pop("train")
     recipe["data"]["names"] = ["disc", "square", "ground"]
-    from potstill.tasks import MapClasses, SemanticSegmentation
-
     model = SemanticSegmentation(MapClasses(CLASSES, (VOID_ID,))).load(recipe["teacher"]["model"]).model
     model.save_pretrained(recipe["teacher"]["model"])
     with pytest.raises(ModelError, match="doesn't know the classes of the label maps, or has them in another order"):
@@ -160,13 +188,33 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_model_that_pools_to_a_grid_is_exported_at_one_size(tmp_path: Path) -> None:
+    model = tiny_upernet("convnext")
+    assert takes_any_size(tiny_segformer()) and not takes_any_size(model)
+    pixels = torch.randn(3, 3, 100, 150, generator=torch.Generator().manual_seed(0))
+    runner = OnnxModel(export_onnx(model, {"pixel_values": pixels}, tmp_path / "model.onnx"), threads=1)
+    assert not runner.takes_any_size
+    for rows in (1, 3):
+        assert _difference(runner, model, {"pixel_values": pixels[:rows]}) < 1e-6
+
+
+def test_a_file_that_is_wrong_at_other_sizes_is_refused(tmp_path: Path) -> None:
+    model = tiny_segformer()
+
+    def exact(batch: Any) -> Any:
+        with torch.no_grad():
+            return model(pixel_values=batch["pixel_values"]).logits.numpy()
+
+    sizes = [tuple(batch["pixel_values"].shape) for batch in _other_sizes((32, 48))]
+    assert sizes == [(2, 3, 25, 61), (2, 3, 41, 37)]
+    for batch in _other_sizes((32, 48)):
+        assert _difference(exact, model, batch) < 1e-6
+        assert _difference(lambda batch: exact(batch) + 0.5, model, batch) == pytest.approx(0.5, abs=1e-5)
+        assert np.isnan(_difference(lambda batch: exact(batch)[:1], model, batch))
+
+
+@pytest.mark.slow
 def test_exports_take_images_of_any_size_and_are_measured_again(tmp_path: Path) -> None:
-    import onnx
-    import torch
-
-    from potstill.export import OnnxModel
-    from potstill.tasks import MapClasses, SemanticSegmentation
-
     sizes = {"config": {"model_type": "segformer", **FOUR_STAGES, "hidden_sizes": [8, 8, 8, 16]}}
     changes = {"export": {"formats": ["onnx", "onnx-int8"]}, "evaluate": {"cost": True}}
     recipe = tiny_map_recipe(tmp_path, changes) | {"student": sizes}

@@ -5,7 +5,8 @@ Decisions held here:
 * The axes that vary are named, `batch` and, of texts, `sequence`, and every input shares them. Left to itself the
   exporter gives the attention mask a batch axis of its own, and a file that takes one batch size only can be the
   result. Images have the height and width that the model's images are read at; those of a segmentation may have any,
-  so `height` and `width` vary too.
+  so `height` and `width` vary too. Not where a model pools to a grid (UperNet): ONNX has no operator for that, and what
+  is traced in its place is wrong at other sizes than the traced one.
 * The weights are inside the file. Protocol buffers end at 2 GB, and a model above that is refused before the work.
 * The graph holds standard ONNX operators only, so that every runtime can read it. onnxruntime's own fusions, made
   at export, were tried on a six-layer MiniLM with 2 threads: 5 to 10 % at batch 32, nothing at batch 1, nothing after
@@ -72,7 +73,7 @@ def export_onnx(model: Any, inputs_from: Reader | Mapping[str, Any], path: Path 
     path = Path(path)
     names = _input_names(model, inputs_from)
     _check_size(model)
-    any_size = ANY_SIZE in type(model).__name__
+    any_size = takes_any_size(model)
     program = _program(_traceable(model), names, TRACED if any_size else _size(inputs_from), any_size)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_beside(path) as partial:
@@ -102,6 +103,12 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def takes_any_size(model: Any) -> bool:
+    """Whether an exported model takes images of any height and width: it segments, and pools to no grid."""
+    grids = [module.output_size for module in model.modules() if isinstance(module, torch.nn.AdaptiveAvgPool2d)]
+    return ANY_SIZE in type(model).__name__ and all(grid in (1, (1, 1)) for grid in grids)
 
 
 def _input_names(model: Any, inputs_from: Reader | Mapping[str, Any]) -> list[str]:

@@ -55,6 +55,7 @@ class OnnxModel:
             ) from error
         given = self._session.get_inputs()
         self.inputs = tuple(value.name for value in given)
+        self.takes_any_size = any(len(value.shape) == 4 and isinstance(value.shape[2], str) for value in given)
         self._types = {value.name: np.float32 if value.type == "tensor(float)" else np.int64 for value in given}
 
     def __call__(self, batch: Mapping[str, Any]) -> npt.NDArray[np.float32]:
