@@ -46,6 +46,22 @@ def source_of(section: SourceSection) -> load.Source:
     )
 
 
+def _splits(recipe: Recipe, guess: Guess, say: Say) -> tuple[Any, Any]:
+    """The rows by split, those of train no more than the recipe's limit, and which columns hold what."""
+    data = recipe.data
+    found, notes = load.load_with_notes(source_of(data))
+    columns, guessed = guess(found, data.columns.model_dump(exclude_unset=True))
+    found, seen = columns.looked_at(found)
+    found, cut = load.missing_splits(found, validation=data.validation, test=data.test, columns=columns)
+    for note in [*notes, *guessed, *seen, *cut]:
+        say(note)
+    if found.pop(UNLABELLED, None) is not None:
+        say("the split unlabelled is left out; to learn from such rows too, name their source under data.unlabelled")
+    if data.limit is not None:
+        found[TRAIN] = found[TRAIN].shuffle(seed=0).select(range(min(data.limit, len(found[TRAIN]))))
+    return found, columns
+
+
 def classified(kind: type[Classified], recipe: Recipe, teacher: str, say: Say) -> tuple[dict[str, Any], Classified]:
     """The rows of a classification, and the task.
 
@@ -55,18 +71,9 @@ def classified(kind: type[Classified], recipe: Recipe, teacher: str, say: Say) -
         say: told what was guessed.
     """
     data = recipe.data
-    found, notes = load.load_with_notes(source_of(data))
-    columns, guessed = GUESSES[kind](found, data.columns.model_dump(exclude_unset=True))
-    found, seen = columns.looked_at(found)
-    found, cut = load.missing_splits(found, validation=data.validation, test=data.test, columns=columns)
-    for note in [*notes, *guessed, *seen, *cut]:
-        say(note)
-    if found.pop(UNLABELLED, None) is not None:
-        say("the split unlabelled is left out; to learn from such rows too, name their source under data.unlabelled")
+    found, columns = _splits(recipe, GUESSES[kind], say)
     if columns.label is None:
         raise DataError(problem("No column holds the labels", do="Name it with data.columns.label"))
-    if data.limit is not None:
-        found[TRAIN] = found[TRAIN].shuffle(seed=0).select(range(min(data.limit, len(found[TRAIN]))))
     label = columns.label if isinstance(columns.label, str) else list(columns.label)
     labels = prepare.infer_labels(found[TRAIN], label, data.problem, data.names)
     changed = {} if data.augment is None else {"augmentation": data.augment}  # of images alone: the recipe sees to it
@@ -107,17 +114,10 @@ def segmented(recipe: Recipe, teacher: str, say: Say) -> tuple[dict[str, Any], S
         say: told what was guessed.
     """
     data = recipe.data
-    found, notes = load.load_with_notes(source_of(data))
-    columns, guessed = guess_image_columns(found, data.columns.model_dump(exclude_unset=True), maps=True)
-    found, seen = columns.looked_at(found)
-    found, cut = load.missing_splits(found, validation=data.validation, test=data.test, columns=columns)
-    if found.pop(UNLABELLED, None) is not None:
-        say("the split unlabelled is left out; to learn from such rows too, name their source under data.unlabelled")
-    if data.limit is not None:
-        found[TRAIN] = found[TRAIN].shuffle(seed=0).select(range(min(data.limit, len(found[TRAIN]))))
+    found, columns = _splits(recipe, partial(guess_image_columns, maps=True), say)
     folder = data.name if data.name is not None and Path(data.name).expanduser().is_dir() else None
     maps = read_label_maps(found, columns, names=data.names, palette=data.palette, void=data.void, folder=folder)
-    for note in [*notes, *guessed, *seen, *cut, *maps.notes, *load.overlap_warnings(found, columns)]:
+    for note in [*maps.notes, *load.overlap_warnings(found, columns)]:
         say(note)
     weights = class_weights(maps.pixels[TRAIN], data.class_weights)
     if weights is not None:
