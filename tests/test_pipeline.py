@@ -68,7 +68,7 @@ KEYS = {
 LIST_KEYS = {
     "models": MODEL_KEYS,
     "comparisons": "a b metric difference interval standard_error per_seed resamples",
-    "exports": "key title file bytes max_logit_difference agreement metrics",
+    "exports": "key title file bytes sha256 max_logit_difference agreement metrics",
     "how": "number made",
 }
 

@@ -1,20 +1,18 @@
 """What the report of a segmentation shows, and what recipes of it refuse."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_maps import CLASSES, tiny_map_recipe, tiny_segmenter
+from tiny_maps import CLASSES, tiny_map_recipe
 from tiny_runs import Told, merged
 
 import potstill
 from potstill.cache.columns import columns_of
-from potstill.errors import ModelError, RecipeError
-from potstill.evaluation.segmentation import load_counts
+from potstill.errors import RecipeError
+from potstill.evaluation.predict import load_predictions
 from potstill.knowledge import Knowledge, Needs
-from potstill.prediction import load_classifier
 from potstill.recipe import load_recipe
 from potstill.report import details
 
@@ -46,7 +44,7 @@ def test_a_run_from_label_maps_to_the_report(tmp_path):
     student = models["student"]
     assert 0 <= student["agreement"]["mean"] <= 1 and student["kl"]["mean"] > 0
     assert models["teacher"]["agreement"] is None
-    counts = load_counts(tmp_path / "run/predictions/student-0.parquet")["test"]
+    counts = load_predictions(tmp_path / "run/predictions/student-0.parquet")["test"]
     assert counts.shape == (8, 3, 6)
     hits = np.trace(counts[:, :, :3].sum(0))
     assert student["metrics"]["pixel_accuracy"]["mean"] == pytest.approx(hits / counts[:, :, :3].sum())
@@ -68,7 +66,7 @@ def test_the_quarter_protocol_is_named_wherever_a_number_stands(tmp_path):
     report = (tmp_path / "run/report.html").read_text()
     assert "Mean IoU at 1/4 resolution" in report and "class by class at 1/4 resolution" in report
     assert "TransKD" in report
-    counts = load_counts(tmp_path / "run/predictions/student-0.parquet")["test"]
+    counts = load_predictions(tmp_path / "run/predictions/student-0.parquet")["test"]
     assert counts[:, :, :3].sum(axis=(1, 2)).max() <= 8 * 12
 
 
@@ -90,11 +88,6 @@ def test_kept_logits_of_pixels_have_their_classes_last():
     (column,) = columns_of(known, Needs(logits=True), 2)
     assert column.shape == (4, 5, 3)
     assert column.of(known).equal(known.logits.movedim(1, -1))
-
-
-def test_commands_for_classifiers_say_what_a_segmentation_is(tmp_path):
-    with pytest.raises(ModelError, match="holds a model of semantic segmentation"):
-        load_classifier(Path(tiny_segmenter(tmp_path / "model")))
 
 
 def test_the_colours_of_the_legend_are_those_of_the_maps():

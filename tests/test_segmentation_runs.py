@@ -23,9 +23,9 @@ from tiny_maps import (
 from tiny_runs import SHORT, Told, merged
 
 from potstill.errors import DataError, ModelError, RecipeError
-from potstill.evaluation.segmentation import load_counts
+from potstill.evaluation.predict import load_predictions
 from potstill.export import OnnxModel, export_onnx
-from potstill.export.onnx import takes_any_size
+from potstill.export.onnx import GridPool
 from potstill.metrics import keys, score
 from potstill.pipeline import run
 from potstill.plan import plan
@@ -50,7 +50,7 @@ def test_a_run_reports_the_metrics_of_maps(finished: Any) -> None:
     assert results["data"]["classes"] == list(CLASSES) and results["data"]["image_size"] == [32, 48]
     assert "labels are weighted by class" in told.text
     for model in results["models"]:
-        counts = load_counts(outcome.folder / "predictions" / f"{model['key']}-0.parquet")["test"]
+        counts = load_predictions(outcome.folder / "predictions" / f"{model['key']}-0.parquet")["test"]
         assert model["metrics"]["mean_iou"]["mean"] == pytest.approx(
             score("mean_iou", "segmentation", counts, counts[:, :, :3].sum(2))
         )
@@ -187,15 +187,25 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
         plan(recipe)
 
 
+@pytest.mark.parametrize("size", [(6, 6), (7, 13), (25, 5), (3, 2)])
+def test_pooling_to_a_grid_by_matrices_is_the_pooling(size: tuple[int, int]) -> None:
+    maps = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    for grid in ((1, 1), (2, 2), (3, 3), (6, 6), (2, 5)):
+        torch.testing.assert_close(GridPool(grid)(maps), torch.nn.functional.adaptive_avg_pool2d(maps, grid))
+
+
 @pytest.mark.slow
-def test_a_model_that_pools_to_a_grid_is_exported_at_one_size(tmp_path: Path) -> None:
-    model = tiny_upernet("convnext")
-    assert takes_any_size(tiny_segformer()) and not takes_any_size(model)
-    pixels = torch.randn(3, 3, 100, 150, generator=torch.Generator().manual_seed(0))
-    runner = OnnxModel(export_onnx(model, {"pixel_values": pixels}, tmp_path / "model.onnx"), threads=1)
-    assert not runner.takes_any_size
-    for rows in (1, 3):
-        assert _difference(runner, model, {"pixel_values": pixels[:rows]}) < 1e-6
+@pytest.mark.parametrize("backbone", ["convnext", "pvt_v2"])
+def test_a_model_that_pools_to_a_grid_is_exported_for_any_size(backbone: str, tmp_path: Path) -> None:
+    model = tiny_upernet(backbone)
+    runner = OnnxModel(
+        export_onnx(model, {"pixel_values": torch.zeros(1, 3, 64, 96)}, tmp_path / "model.onnx"), threads=1
+    )
+    assert runner.takes_any_size
+    assert any(isinstance(module, torch.nn.AdaptiveAvgPool2d) for module in model.modules())  # a copy was changed
+    random = torch.Generator().manual_seed(0)
+    for shape in ((1, 3, 64, 96), (3, 3, 100, 150), (2, 3, 130, 70)):
+        assert _difference(runner, model, {"pixel_values": torch.randn(*shape, generator=random)}) < 1e-5
 
 
 def test_a_file_that_is_wrong_at_other_sizes_is_refused(tmp_path: Path) -> None:

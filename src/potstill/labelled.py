@@ -5,7 +5,7 @@ One function for each `task` of a recipe stands in `LABELLED`, at the end. Rows 
 know, as the data has them; `encoding` reads them for the models.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -114,7 +114,7 @@ def segmented(recipe: Recipe, teacher: str, say: Say) -> tuple[dict[str, Any], S
         say: told what was guessed.
     """
     data = recipe.data
-    found, columns = _splits(recipe, partial(guess_image_columns, maps=True), say)
+    found, columns = _splits(recipe, GUESSES[SemanticSegmentation], say)
     folder = data.name if data.name is not None and Path(data.name).expanduser().is_dir() else None
     maps = read_label_maps(found, columns, names=data.names, palette=data.palette, void=data.void, folder=folder)
     for note in [*maps.notes, *load.overlap_warnings(found, columns)]:
@@ -132,17 +132,11 @@ def segmented(recipe: Recipe, teacher: str, say: Say) -> tuple[dict[str, Any], S
 def _require_the_teachers_order(task: SemanticSegmentation, teacher: str, trust_remote_code: bool) -> None:
     """Refuse a teacher that is taken as it is and has other classes than the maps, or these in another order."""
     names = head_names(teacher, trust_remote_code)
-    if names is None:
-        return  # a head that isn't there is refused when the model is loaded
-    generic = all(name.upper().startswith("LABEL_") for name in names)
-    if len(names) != len(task.names) or (not generic and lowered(names) != lowered(task.names)):
-        raise ModelError(
-            problem(
-                "The teacher doesn't know the classes of the label maps, or has them in another order",
-                given=f"teacher {names}, data {list(task.names)}",
-                follows="What it predicts would be compared with other classes",
-                do="Give data.names in its order, if the maps have its ids, or train the teacher here (teacher.train)",
-            )
+    if names is not None and not same_classes(names, task.names, ordered=True):
+        raise other_classes(
+            "The teacher doesn't know the classes of the label maps, or has them in another order",
+            f"teacher {names}, data {list(task.names)}",
+            "Give data.names in its order, if the maps have its ids, or train the teacher here (teacher.train)",
         )
 
 
@@ -168,17 +162,13 @@ def _in_teachers_order(task: Classified, teacher: str, named: bool, trust_remote
     names = head_names(teacher, trust_remote_code)
     if task.problem == "regression" or names is None:
         return task  # a head that isn't there is refused when the model is loaded
-    generic = all(name.upper().startswith("LABEL_") for name in names)
-    if len(names) != len(task.names) or (not generic and set(lowered(names)) != set(lowered(task.names))):
-        raise ModelError(
-            problem(
-                "The teacher doesn't know the classes of the data",
-                given=f"teacher {names}, data {list(task.names)}",
-                follows="What it predicts would be compared with other classes",
-                do="Rename the data's classes, train the teacher here (teacher.train), or give data.names in its order",
-            )
+    if not same_classes(names, task.names):
+        raise other_classes(
+            "The teacher doesn't know the classes of the data",
+            f"teacher {names}, data {list(task.names)}",
+            "Rename the data's classes, train the teacher here (teacher.train), or give data.names in its order",
         )
-    if generic:
+    if generic(names):
         order = "as given by data.names" if named else "in the order found in the data"
         say(f"the teacher's classes have no names; they are taken to be {list(task.names)}, {order}")
         return task
@@ -186,6 +176,26 @@ def _in_teachers_order(task: Classified, teacher: str, named: bool, trust_remote
         say(f"classes are put in the teacher's order: {names}")
     by_folded = {name.casefold(): name for name in task.names}
     return replace(task, names=tuple(by_folded[name.casefold()] for name in names))
+
+
+def same_classes(names: Sequence[str], others: Sequence[str], *, ordered: bool = False) -> bool:
+    """Whether a model's classes are those of the data, without regard to case; generic ones are, if as many."""
+    if len(names) != len(others) or generic(names):
+        return len(names) == len(others)
+    mine, theirs = lowered(names), lowered(others)
+    return mine == theirs if ordered else set(mine) == set(theirs)
+
+
+def generic(names: Sequence[str]) -> bool:
+    """Whether the classes of a model have no names of their own: LABEL_0, LABEL_1, ..."""
+    return all(name.upper().startswith("LABEL_") for name in names)
+
+
+def other_classes(what: str, given: str, do: str) -> ModelError:
+    """What is raised where a model's classes aren't those that it is compared on."""
+    return ModelError(
+        problem(what, given=given, follows="What it predicts would be compared with other classes", do=do)
+    )
 
 
 def lowered(names: Any) -> list[str]:
@@ -211,11 +221,12 @@ def config_of(path: str, trust_remote_code: bool) -> Any:
         raise ModelError(problem(f"The config of '{path}' can't be read", given=given)) from error
 
 
-GUESSES: dict[type[Classified], Guess] = {
+GUESSES: dict[type[Task], Guess] = {
     TextClassification: prepare.guess_columns,
     ImageClassification: guess_image_columns,
+    SemanticSegmentation: partial(guess_image_columns, maps=True),
 }
-"""A classification -> what finds its columns."""
+"""A task -> what finds its columns."""
 
 TRANSFER: dict[str, tuple[Guess, Callable[..., tuple[Any, int]]]] = {
     "text_classification": (prepare.guess_columns, unlabelled_rows),

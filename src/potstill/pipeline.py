@@ -17,7 +17,7 @@ from potstill.caching import Caching, Shared
 from potstill.checks import problem
 from potstill.errors import CacheError, DataError, ExportError, ModelError
 from potstill.evaluation.outputs import OUTPUTS
-from potstill.evaluation.predict import fastest_device
+from potstill.evaluation.predict import fastest_device, load_predictions, save_predictions
 from potstill.evaluation.results import TRAIN, VALIDATION, Contender
 from potstill.knowledge import Needs
 from potstill.likeness import attention_pairs, measure_attention, why_no_maps
@@ -229,7 +229,7 @@ class _Run:
         """The logits on every split that is evaluated, in float32."""
         file = self.path / "predictions" / f"{role}-{seed}.parquet"
         bench = self.bench.reads(role)
-        outputs = OUTPUTS[bench.task.problem]
+        predict = OUTPUTS[bench.task.problem]
 
         def work(_folder: Path) -> dict[str, Any]:
             loaded = bench.load(self.school.model(model)).model
@@ -238,13 +238,13 @@ class _Run:
             for split in dict.fromkeys([TRAIN, VALIDATION, bench.evaluated_on]):
                 rows = bench.sample_of_train if split == TRAIN else bench.rows[split]
                 with self.progress.stage(f"{role.replace('_', ' ')} on {split}") as step:
-                    found[split] = outputs.predict(loaded, rows, bench.collate, progress=step)
-            outputs.save(file, found)
+                    found[split] = predict(loaded, rows, bench.collate, progress=step)
+            save_predictions(file, found)
             return {"file": file.name}
 
         made_from = {"model": model.digest, "rows": bench.digest}
         self.folder.stage(f"predictions/{role}/{seed}", made_from, work, [f"predictions/{file.name}"])
-        return outputs.load(file)
+        return load_predictions(file)
 
     def choose(self, predictions: Mapping[tuple[str, int], Mapping[str, Any]]) -> int:
         """The seed whose student ships: the best on validation, which no final number is made from."""
@@ -293,7 +293,10 @@ class _Run:
             with self.progress.stage("measuring cost") as step:
                 return measure_cost(self.bench, models, files, step)
 
-        made_from = {"models": [teacher.digest, student.digest], "files": [entry["key"] for entry in exports]}
+        made_from = {
+            "models": [teacher.digest, student.digest],
+            "files": [entry.get("sha256", entry["key"]) for entry in exports],
+        }
         return self.folder.stage("cost", {**made_from, "rows": self.bench.digest}, work).value
 
     def attention(self, seed: int, teacher: Stage, students: Mapping[tuple[str, int], Stage]) -> list[dict[str, Any]]:

@@ -113,7 +113,7 @@ class School:
             set_seed(seed + NEW_TEACHER_SEED * new)  # for the new head, or for all weights
             loaded = bench.load(bench.untrained_teacher if name == TEACHER else path).model
             value = self._train(loaded, [Lessons(LABELS_ONLY, settings)], folder, seed, {}, place)
-            ranks.on_main(lambda: save_model(loaded, bench.reader, self.path / place))
+            ranks.on_main(lambda: save_model(loaded, bench.reader, bench.task, self.path / place))
             return {"path": place, **value}
 
         leaves: list[str] = [place] if settings is not None else []
@@ -183,7 +183,7 @@ class School:
             if self.recipe.evaluate.seeds > 1:
                 title = f"{title}, seed {seed}"
             value = self._train(model, lessons, folder, seed, teachers, title, source)
-            ranks.on_main(lambda: save_model(model, self.bench.reader, self.path / place))
+            ranks.on_main(lambda: save_model(model, self.bench.reader, self.bench.task, self.path / place))
             kept = self.caching.records if taught and self.caching is not None else {}
             return {"path": place, **value, **({"cache": kept} if kept else {})}
 
@@ -348,7 +348,7 @@ class School:
 
 
 def _validation_scores(bench: Workbench, student: PreTrainedModel, bfloat16: bool) -> dict[str, float]:
-    logits = OUTPUTS[bench.task.problem].predict(student, bench.rows[VALIDATION], bench.collate, bfloat16=bfloat16)
+    logits = OUTPUTS[bench.task.problem](student, bench.rows[VALIDATION], bench.collate, bfloat16=bfloat16)
     return scores(bench.task.problem, logits, bench.labels(VALIDATION))
 
 

@@ -1,9 +1,10 @@
 """From a trained student to what ships: the folder, the exported files, and what each of them costs to run."""
 
+import hashlib
 import os
 import platform
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ import torch
 from transformers import PreTrainedModel
 
 from potstill import export
-from potstill.checks import unknown_name
-from potstill.errors import ExportError
+from potstill.checks import problem, unknown_name
+from potstill.data import load
+from potstill.data.images import just_images
+from potstill.data.label_maps import save_classes
+from potstill.errors import DataError, ExportError
 from potstill.evaluation import cost
 from potstill.evaluation.flops import count
 from potstill.evaluation.peak_memory import classifier_workload, peak_memory
@@ -25,6 +29,7 @@ from potstill.metrics import of_pixels, scores
 from potstill.prediction import load_classifier
 from potstill.progress import Step
 from potstill.runs import replace_folder
+from potstill.tasks import SemanticSegmentation, Task
 from potstill.tasks.base import Reader, quiet_transformers
 from potstill.terms import TEACHER
 from potstill.workbench import Workbench
@@ -36,13 +41,16 @@ TOLERANCE = 1e-3  # of the float32 file's logits; what float32 leaves is a hundr
 PACKAGES = ("potstill", "torch", "transformers", "accelerate", "datasets", "onnx", "onnxruntime")
 
 
-def save_model(model: PreTrainedModel, reader: Reader, place: Path) -> None:
-    """A plain transformers folder, written beside and put in place as a whole."""
+def save_model(model: PreTrainedModel, reader: Reader, task: Task, place: Path) -> None:
+    """A plain transformers folder, written beside and put in place as a whole. That of a segmentation also says what
+    the ids of its label maps mean, as a data folder does."""
     beside = place.with_name(f".{place.name}.new")
     beside.parent.mkdir(parents=True, exist_ok=True)
     with quiet_transformers():
         model.save_pretrained(beside)
     reader.save_pretrained(beside)
+    if isinstance(task, SemanticSegmentation):
+        save_classes(task.classes, beside)
     replace_folder(beside, place)
 
 
@@ -52,7 +60,7 @@ def export_student(
     """Write each format, run it over the evaluated rows, and compare it with the student's logits; of a segmentation,
     whose logits aren't kept, with the student itself."""
     model = bench.load(student).model
-    files = _write_files(model, bench.reader, folder, formats, _calibration(bench))
+    files = _write_files(model, bench.reader, folder, formats, _calibration(bench.sample_of_train, bench.collate))
     split = bench.evaluated_on
     order = np.argsort(-np.asarray(bench.rows[split]["length"]), kind="stable")
     found = []
@@ -77,6 +85,7 @@ def _entry(name: str, file: Path, made: Any, measured: Mapping[str, float]) -> d
         "title": FILES[name][0],
         "file": f"{file.parent.name}/{file.name}",
         "bytes": file.stat().st_size,
+        "sha256": digest_of(file),
         "max_logit_difference": made.max_logit_difference,
         "agreement": made.agreement,
         "metrics": measured,
@@ -109,20 +118,35 @@ def _difference(runner: Any, model: PreTrainedModel, batch: Mapping[str, torch.T
     return float(np.abs(found - expected).max()) if found.shape == expected.shape else float("nan")
 
 
-def export_folder(model: Path, folder: Path, formats: Sequence[str]) -> list[dict[str, Any]]:
-    """Write a classifier's folder as each format, and compare the files with it on made-up rows of several sizes."""
+def export_folder(model: Path, folder: Path, formats: Sequence[str], data: str | None = None) -> list[dict[str, Any]]:
+    """Write a model's folder as each format, and compare the files with it on made-up rows of several sizes.
+
+    Args:
+        model: of a classifier of texts, images or pixels.
+        folder: where the files are written.
+        formats: keys of `FILES`.
+        data: a packaged sample, a hub id, a folder or a file with images, on which the int8 ranges of convolutions are
+            found; labels aren't read.
+
+    Raises:
+        ExportError: an unknown format; a network of convolutions as int8 without `data`; a file that isn't the model.
+        DataError: `data` can't be read, or the model reads texts.
+    """
     unknown = [name for name in formats if name not in FILES]
     if unknown:
         raise ExportError(unknown_name("format", unknown[0], FILES))
     task, loaded, reader = load_classifier(model)
+    calibration = None if data is None else _images_of(data, task, reader)
     folder.mkdir(parents=True, exist_ok=True)
-    files = _write_files(loaded, reader, folder, formats)
-    batches = task.made_up(reader, loaded)
+    files = _write_files(loaded, reader, folder, formats, calibration)
+    batches, kind = task.made_up(reader, loaded), task.problem
+    if of_pixels(kind):  # each place of each map is a row
+        batches, kind = [*batches, *_other_sizes(reader.size)], "single_label"
     with torch.inference_mode():
-        logits = torch.cat([loaded(**inputs_for(loaded, batch)).logits for batch in batches]).numpy()
+        logits = np.concatenate([_rows(loaded(**inputs_for(loaded, batch)).logits.numpy()) for batch in batches])
     found = []
     for name in formats:
-        made = _verified(name, files[name], batches, logits, task.problem)
+        made = _verified(name, files[name], batches, logits, kind)
         size = files[name].stat().st_size
         entry = {"max_logit_difference": made.max_logit_difference, "agreement": made.agreement}
         found.append({"key": name, "file": str(files[name]), "bytes": size, **entry})
@@ -145,11 +169,23 @@ def _write_files(
     return files
 
 
-def _calibration(bench: Workbench) -> Iterator[Mapping[str, Any]]:
-    """Batches of a fixed draw of training rows, for int8 files whose ranges have to be known before."""
-    rows = bench.sample_of_train
+def _calibration(rows: Any, collate: Callable[[Any], Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Batches of the first of some rows, for int8 files whose ranges have to be known before."""
     for start in range(0, min(CALIBRATION_ROWS, len(rows)), CALIBRATION_BATCH):
-        yield bench.collate(rows.select(range(start, min(start + CALIBRATION_BATCH, len(rows)))).to_list())
+        yield collate(rows.select(range(start, min(start + CALIBRATION_BATCH, len(rows)))).to_list())
+
+
+def _images_of(data: str, task: Task, reader: Any) -> Iterator[Mapping[str, Any]]:
+    """Batches of a fixed draw of the images of some data: of train, or else of its first split."""
+    if task.columns != ("image",):
+        do = "Leave out --data: int8 files of transformers over texts need no rows"
+        raise DataError(problem("Rows to find int8 ranges on are images", given="a model of texts", do=do))
+    found, _ = load.load_with_notes(
+        load.Source(**{"files": {"train": data}} if Path(data).is_file() else {"name": data})
+    )
+    rows = just_images(found)
+    drawn = rows.shuffle(seed=0).select(range(min(CALIBRATION_ROWS, len(rows))))
+    return _calibration(task.encode(drawn, reader, max_length=0), task.collator(reader))
 
 
 def _verified(
@@ -157,7 +193,18 @@ def _verified(
 ) -> export.Verification:
     """A file held against the logits of the model that it was made from; int8 is reported, float32 must agree."""
     runner = export.OnnxModel(file, threads=torch.get_num_threads())
-    return export.verify(runner, batches, logits, problem=problem, tolerance=TOLERANCE if name == "onnx" else None)
+    return export.verify(
+        lambda batch: _rows(runner(batch)),
+        batches,
+        logits,
+        problem=problem,
+        tolerance=TOLERANCE if name == "onnx" else None,
+    )
+
+
+def _rows(logits: Logits) -> Logits:
+    """Logits as rows: [N,V] as they are, and the places of maps [B,V,h,w] one after the other, [B·h·w,V]."""
+    return logits if logits.ndim == 2 else np.moveaxis(logits, 1, -1).reshape(-1, logits.shape[1])
 
 
 def _batches(bench: Workbench, split: str, order: Any, size: int) -> Iterator[Mapping[str, Any]]:
@@ -219,18 +266,21 @@ def _bytes(batch: Mapping[str, Any]) -> int:
     return sum(value.numel() * value.element_size() for value in batch.values())
 
 
+def digest_of(file: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def fingerprint(path: str) -> str:
     """What decides a model's answers: for a local folder the digest of its weights, else its name."""
-    import hashlib
-
     folder = Path(path)
     if not folder.is_dir():
         return path
     found = hashlib.sha256()
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]):
         if file.exists():
-            with file.open("rb") as opened:
-                found.update(hashlib.file_digest(opened, "sha256").digest())
+            found.update(bytes.fromhex(digest_of(file)))
     return found.hexdigest()[:16]
 
 

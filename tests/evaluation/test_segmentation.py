@@ -10,7 +10,8 @@ from tiny_maps import CLASSES, VOID_ID, shapes, tiny_map_rows, tiny_segformer, t
 from torch.nn import functional
 
 from potstill.evaluation.outputs import OUTPUTS
-from potstill.evaluation.segmentation import load_counts, pixel_fidelity, predict_counts, predicted_maps, save_counts
+from potstill.evaluation.predict import load_predictions, save_predictions
+from potstill.evaluation.segmentation import pixel_fidelity, predict_counts, predicted_maps
 from potstill.metrics import keys, scores
 from potstill.metrics.segmentation import pixel_counts
 from potstill.tasks import MapClasses, SemanticSegmentation
@@ -58,7 +59,7 @@ def test_batches_change_nothing(reader):
     whole = predict_counts(model, rows, task.collator(reader), progress=lambda *step: told.append(step))
     np.testing.assert_array_equal(whole, predict_counts(model, rows, task.collator(reader), tokens=1))
     assert model.training and told[-1][:2] == (5, 5)
-    assert OUTPUTS[task.problem].predict is predict_counts
+    assert OUTPUTS[task.problem] is predict_counts
 
 
 @pytest.mark.parametrize("protocol", TASKS)
@@ -95,8 +96,8 @@ def test_what_is_kept_does_not_grow_with_the_images(reader, tmp_path):
     for split, number in (("train", 4), ("validation", 2)):
         rows = task.encode(tiny_map_rows(number), reader)
         counts[split] = predict_counts(tiny_segformer(), rows, task.collator(reader))
-    save_counts(tmp_path / "one.parquet", counts)
-    found = load_counts(tmp_path / "one.parquet")
+    save_predictions(tmp_path / "one.parquet", counts)
+    found = load_predictions(tmp_path / "one.parquet")
     assert found["train"].dtype == np.int32 and list(found) == ["train", "validation"]
     for split in counts:
         np.testing.assert_array_equal(found[split], counts[split])

@@ -1,6 +1,7 @@
 """`ImageReader` makes the pixels that the image processor of transformers makes, and is saved as one."""
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,45 @@ def test_a_model_without_a_processor_is_read_at_the_size_of_its_config(tmp_path:
     assert float(reader(Image.new("RGB", (8, 8))).min()) == -1.0
     with pytest.raises(ModelError, match="Neither an image processor nor a config"):
         load_image_reader(tmp_path / "nowhere")
+
+
+TIMM = {"input_size": [3, 24, 24], "crop_pct": 0.8, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
+
+
+def timm_folder(folder: Path, **given: Any) -> Path:
+    described = {"model_type": "timm_wrapper", "architecture": "resnet10t", "pretrained_cfg": TIMM | given}
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(described))
+    return folder
+
+
+@pytest.mark.parametrize(("mode", "filter"), [("center", "bilinear"), ("squash", "bicubic")])
+def test_timm_says_in_its_config_how_images_are_read(mode: str, filter: str, tmp_path: Path) -> None:
+    """The shorter edge, or both, at floor(24 / 0.8) = 30, then the centre."""
+    reader = load_image_reader(timm_folder(tmp_path, crop_mode=mode, interpolation=filter))
+    size = (45, 30) if mode == "center" else (30, 30)
+    small = picture(60, 90).resize(size, Image.Resampling[filter.upper()])
+    left, top = (size[0] - 24) // 2, (size[1] - 24) // 2
+    cut = np.asarray(small.crop((left, top, left + 24, top + 24)), dtype=np.float32)
+    expected = (cut / 255 - np.array(TIMM["mean"])) / np.array(TIMM["std"])
+    made = reader(picture(60, 90))
+    np.testing.assert_allclose(made.permute(1, 2, 0), expected, atol=1e-5)
+    reader.save_pretrained(tmp_path / "student")
+    again = AutoImageProcessor.from_pretrained(tmp_path / "student", backend="pil")
+    torch.testing.assert_close(by_processor(again, picture(60, 90)), made, atol=1e-5, rtol=0)
+
+
+def test_what_timm_asks_and_is_not_known_is_refused(tmp_path: Path) -> None:
+    for given in ({"crop_mode": "border"}, {"input_size": [3, 24, 48]}):
+        with pytest.raises(ModelError, match=r"How .* cuts images isn't known"):
+            load_image_reader(timm_folder(tmp_path, **given))
+
+
+def test_a_processor_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+    tiny_model("vit").save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("{not JSON")
+    with pytest.raises(ModelError, match=r"The image processor of .* can't be read.*preprocessor_config.json"):
+        load_image_reader(tmp_path)
 
 
 def test_images_of_several_sizes_are_refused() -> None:

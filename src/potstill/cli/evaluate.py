@@ -15,6 +15,8 @@ def evaluate(
     text_pair: Annotated[str | None, typer.Option(help="The column of the second text of a pair.")] = None,
     image: Annotated[str | None, typer.Option(help="The column of the image.")] = None,
     label: Annotated[str | None, typer.Option(help="The column of the label.")] = None,
+    label_map: Annotated[str | None, typer.Option(help="The column of the label map, of a segmentation.")] = None,
+    void: Annotated[list[int] | None, typer.Option(help="Ids of label maps that mean no class.")] = None,
     max_length: Annotated[int, typer.Option(help="Texts are cut to so many tokens.")] = 128,
 ) -> None:
     """Evaluate a model on data: metrics with 95 % intervals, calibration, and fidelity to a teacher."""
@@ -22,7 +24,7 @@ def evaluate(
     from potstill.progress import Terminal
 
     terminal = Terminal()
-    columns = {"text": text, "text_pair": text_pair, "image": image, "label": label}
-    found = evaluate_folder(model, data, split, teacher, columns, max_length, terminal)
+    columns = {"text": text, "text_pair": text_pair, "image": image, "label": label, "label_map": label_map}
+    found = evaluate_folder(model, data, split, teacher, columns, max_length, terminal, void)
     for name, value in found:
         terminal.say(f"{name:<28} {value}")

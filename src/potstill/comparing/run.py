@@ -18,7 +18,7 @@ from potstill.comparing.benches import Benches
 from potstill.comparing.cells import Cell, cells
 from potstill.comparing.numbers import Finished, results_of
 from potstill.errors import PotstillError, RecipeError
-from potstill.evaluation.outputs import OUTPUTS
+from potstill.evaluation.predict import load_predictions
 from potstill.knowledge import Needs
 from potstill.likeness import attention_pairs, measure_attention, why_no_maps
 from potstill.pipeline import RUNS, run
@@ -172,7 +172,7 @@ class _Comparison:
             digests=json.loads((folder / "run.json").read_text(encoding="utf-8"))["digests"],
             seeds=seeds,
             logits=[
-                OUTPUTS[bench.task.problem].load(folder / "predictions" / f"student-{seed}.parquet")[bench.evaluated_on]
+                load_predictions(folder / "predictions" / f"student-{seed}.parquet")[bench.evaluated_on]
                 for seed in seeds
             ],
             labels=bench.labels(bench.evaluated_on),

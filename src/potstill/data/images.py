@@ -140,6 +140,13 @@ def guess_image_columns(
     return ImageColumns(found["image"], label, found.get("label_map")), [*notes, *said]
 
 
+def just_images(dataset: DatasetDict) -> Dataset:
+    """The images of train, or else of the first split, checked, in a column ``image``. Raises `DataError` for none."""
+    columns, _ = guess_image_columns(dataset, labelled=False)
+    seen, _ = columns.looked_at(DatasetDict({"train": first_split(dataset)}))
+    return columns.standard(seen["train"], ())
+
+
 def _misnamed(train: Dataset, role: str, name: str) -> list[str]:
     if name not in train.column_names:
         return [missing_column(role, name, train.column_names)]

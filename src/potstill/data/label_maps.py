@@ -92,6 +92,18 @@ def read_label_maps(
     return LabelMaps(given, pixels, tuple(notes))
 
 
+def described_classes(folder: str | Path) -> MapClasses:
+    """What the ``classes.json`` of a folder says; without one, nothing. Raises `DataError` where it can't be read."""
+    return _given(None, None, None, folder)[0]
+
+
+def save_classes(classes: MapClasses, folder: Path) -> None:
+    """Write them as a ``classes.json``, such as `described_classes` reads."""
+    told = {"names": classes.names, "palette": classes.palette, "void": classes.void}
+    text = json.dumps({key: value for key, value in told.items() if value}, ensure_ascii=False)
+    (folder / CLASSES).write_text(text + "\n", encoding="utf-8")
+
+
 def map_problems(split: str, seen: Sequence[SeenMap], names: Sequence[str], classes: MapClasses) -> list[str]:
     """What keeps the label maps of a split from being used."""
     pairs = list(zip(seen, names, strict=True))

@@ -1,6 +1,11 @@
-"""A model's logits for every row, in large batches of like length, in the rows' own order."""
+"""A model's logits for every row, in large batches of like length, in the rows' own order.
 
-from collections.abc import Callable, Sequence
+What is kept of a model's outputs is one array with an entry a row: logits, or counts of pixels
+(`evaluation.segmentation`). It is written and read here, whatever its shape.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,8 @@ from potstill.knowledge import inputs_for
 
 Logits = npt.NDArray[np.float32]
 Collate = Callable[[Sequence[Any]], dict[str, torch.Tensor]]
+Step = Callable[[int, int, float | None], None]
+SHAPE = b"shape"  # of one row's entry, beside the table
 CPU_TOKENS, DEVICE_TOKENS = 4096, 32768
 """Padded tokens of a batch: on a CPU, what its caches still hold; on an accelerator, what fills it."""
 
@@ -46,7 +53,7 @@ def predict_logits(
     *,
     tokens: int | None = None,
     bfloat16: bool = False,
-    progress: Callable[[int, int, float | None], None] | None = None,
+    progress: Step | None = None,
 ) -> Logits:
     """Logits [N,V] of a model, float32, in the order of the rows.
 
@@ -58,42 +65,66 @@ def predict_logits(
         bfloat16: under autocast, for a quick look while training; a final number is float32.
         progress: called with (rows done, rows, None).
     """
-    was_training = model.training
-    model.eval()  # type: ignore[no-untyped-call]
-    device = model.device
-    budget = tokens or (CPU_TOKENS if device.type == "cpu" else DEVICE_TOKENS)
-    batches = token_batches(np.asarray(rows["length"]), budget)
+    numbers: list[npt.NDArray[np.int64]] = []
     found: list[torch.Tensor] = []
     done = 0
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-        for chosen in batches:
-            batch = {k: v.to(device) for k, v in collate(rows.select(chosen).to_list()).items()}
-            found.append(model(**inputs_for(model, batch)).logits.float().cpu())
-            done += len(chosen)
-            if progress is not None:
-                progress(done, len(rows), None)
-    model.train(was_training)
-    logits = torch.cat(found).numpy()
-    result = np.empty_like(logits)
-    result[np.concatenate(batches)] = logits
+    for chosen, _, logits in logits_of_batches(model, rows, collate, tokens=tokens, bfloat16=bfloat16):
+        numbers.append(chosen)
+        found.append(logits.float().cpu())
+        done += len(chosen)
+        if progress is not None:
+            progress(done, len(rows), None)
+    unordered = torch.cat(found).numpy()
+    result = np.empty_like(unordered)
+    result[np.concatenate(numbers)] = unordered
     return result
 
 
-def save_predictions(path: Path, logits: dict[str, Logits]) -> None:
-    """Write the logits of each split to one Parquet file: split, row, logits."""
+def logits_of_batches(
+    model: PreTrainedModel, rows: Any, collate: Collate, *, tokens: int | None = None, bfloat16: bool = False
+) -> Iterator[tuple[npt.NDArray[np.int64], list[dict[str, Any]], torch.Tensor]]:
+    """Batch by batch: the numbers of its rows, the rows, and the model's logits [B,V,...], where the model is.
+
+    Args: as of `predict_logits`.
+    """
+    was_training, device = model.training, model.device
+    model.eval()  # type: ignore[no-untyped-call]
+    budget = tokens or (CPU_TOKENS if device.type == "cpu" else DEVICE_TOKENS)
+    try:
+        for chosen in token_batches(np.asarray(rows["length"]), budget):
+            own = rows.select(chosen).to_list()
+            batch = {name: value.to(device) for name, value in collate(own).items()}
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                logits = model(**inputs_for(model, batch)).logits
+            yield chosen, own, logits
+    finally:
+        model.train(was_training)
+
+
+def save_predictions(path: Path, outputs: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write what is kept of a model's outputs on each split, [N,...], to one Parquet file.
+
+    Its columns are split, row and ``logits`` (float32) or, of integers, ``counts``; what has more axes is flattened.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    first = next(iter(outputs.values()))
+    column, kind = ("counts", first.dtype) if np.issubdtype(first.dtype, np.integer) else ("logits", np.float32)
     tables = [
-        pa.table({"split": [split] * len(z), "row": np.arange(len(z)), "logits": list(z.astype(np.float32))})
-        for split, z in logits.items()
+        pa.table(
+            {"split": [split] * len(z), "row": np.arange(len(z)), column: list(z.reshape(len(z), -1).astype(kind))}
+        )
+        for split, z in outputs.items()
     ]
+    table = pa.concat_tables(tables).replace_schema_metadata({SHAPE: json.dumps(first.shape[1:]).encode()})
     beside = path.with_name(f".{path.name}")
-    pq.write_table(pa.concat_tables(tables), beside)
+    pq.write_table(table, beside)
     beside.replace(path)
 
 
-def load_predictions(path: Path) -> dict[str, Logits]:
-    """The logits of each split, as `save_predictions` wrote them."""
+def load_predictions(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The outputs [N,...] on each split, as `save_predictions` wrote them."""
     table = pq.read_table(path)
     splits = np.asarray(table["split"].to_pylist())
-    logits = np.asarray(table["logits"].to_pylist(), dtype=np.float32)
-    return {str(split): logits[splits == split] for split in dict.fromkeys(splits.tolist())}
+    values = table["counts" if "counts" in table.column_names else "logits"].combine_chunks().flatten().to_numpy()
+    found = values.reshape(len(splits), *json.loads((table.schema.metadata or {}).get(SHAPE, b"[-1]")))
+    return {str(split): found[splits == split] for split in dict.fromkeys(splits.tolist())}

@@ -10,26 +10,20 @@ Decisions:
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from potstill.evaluation.predict import CPU_TOKENS, DEVICE_TOKENS, token_batches
+from potstill.evaluation.predict import Step, logits_of_batches
 from potstill.knowledge import TEACHERS, Knowledge, inputs_for, own_columns
 from potstill.metrics import Array
 from potstill.metrics.segmentation import BANDS, pixel_counts
 from potstill.tasks.semantic_segmentation import SegmentationCollator, resized_logits
-
-Step = Callable[[int, int, float | None], None]
-CLASSES = b"classes"
 
 
 def predict_counts(
@@ -53,7 +47,7 @@ def predict_counts(
     """
     classes = len(collate.task.names)
     found = np.zeros((len(rows), classes, classes + BANDS), dtype=np.int32)
-    for numbers, chosen, logits in _over(model, rows, collate, tokens, bfloat16):
+    for numbers, chosen, logits in logits_of_batches(model, rows, collate, tokens=tokens, bfloat16=bfloat16):
         for number, row, own in zip(numbers, chosen, logits, strict=True):
             truth = collate.task.truth(row["label_map"], collate.reader.size)
             found[number] = pixel_counts(predicted_map(own, truth.shape)[None], truth[None], classes)[0]
@@ -70,7 +64,7 @@ def predicted_map(logits: Tensor, size: tuple[int, ...]) -> Array:
 def predicted_maps(model: PreTrainedModel, rows: Any, collate: SegmentationCollator) -> list[Array]:
     """What a model sees in each of a few rows, [H,W] each, at the size of the metrics."""
     found: dict[int, Array] = {}
-    for numbers, chosen, logits in _over(model, rows, collate, None, False):
+    for numbers, chosen, logits in logits_of_batches(model, rows, collate):
         for number, row, own in zip(numbers, chosen, logits, strict=True):
             found[int(number)] = predicted_map(own, collate.task.truth(row["label_map"], collate.reader.size).shape)
     return [found[number] for number in range(len(rows))]
@@ -90,7 +84,7 @@ def pixel_fidelity(
     `collate` reads images for the teacher too, where its reader is another; both models are on one device.
     """
     same, divergence, pixels, done = 0, 0.0, 0, 0
-    for numbers, chosen, logits in _over(student, rows, collate, None, False):
+    for numbers, chosen, logits in logits_of_batches(student, rows, collate):
         batch = {name: value.to(student.device) for name, value in collate(chosen).items()}
         with torch.inference_mode():
             theirs = teacher(**inputs_for(teacher, own_columns(batch, TEACHERS))).logits
@@ -127,7 +121,7 @@ def beside(
     classes = len(collate.task.names)
     counts = np.zeros((len(rows), classes, classes + BANDS), dtype=np.int32)
     largest, same, places = 0.0, 0, 0
-    for numbers, chosen, logits in _over(model, rows, collate, None, False):
+    for numbers, chosen, logits in logits_of_batches(model, rows, collate):
         theirs = torch.as_tensor(np.asarray(runner(collate(chosen))))
         largest = max(largest, float((theirs - logits).abs().max())) if theirs.isfinite().all() else math.nan
         same += int((theirs.argmax(1) == logits.argmax(1)).sum())
@@ -145,43 +139,3 @@ def _log_probabilities(logits: Tensor, collate: SegmentationCollator, batch: Map
     placed = collate.task.compared(Knowledge(logits=logits.float()), batch).logits
     assert isinstance(placed, Tensor)
     return placed.movedim(1, -1).log_softmax(-1)
-
-
-def _over(
-    model: PreTrainedModel, rows: Any, collate: SegmentationCollator, tokens: int | None, bfloat16: bool
-) -> Iterator[tuple[Sequence[int], list[dict[str, Any]], Tensor]]:
-    """Batch by batch: the numbers of its rows, the rows, and the model's logits [B,V,h,w]."""
-    was_training, device = model.training, model.device
-    model.eval()  # type: ignore[no-untyped-call]
-    budget = tokens or (CPU_TOKENS if device.type == "cpu" else DEVICE_TOKENS)
-    for chosen in token_batches(np.asarray(rows["length"]), budget):
-        found = rows.select(chosen).to_list()
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            batch = {name: value.to(device) for name, value in collate(found).items()}
-            logits = model(**inputs_for(model, batch)).logits
-        yield chosen.tolist(), found, logits
-    model.train(was_training)
-
-
-def save_counts(path: Path, counts: Mapping[str, Array]) -> None:
-    """Write the counts of each split to one Parquet file: split, row, counts (row by row)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tables = [
-        pa.table({"split": [split] * len(z), "row": np.arange(len(z)), "counts": list(z.reshape(len(z), -1))})
-        for split, z in counts.items()
-    ]
-    classes = next(iter(counts.values())).shape[1]
-    table = pa.concat_tables(tables).replace_schema_metadata({CLASSES: str(classes).encode()})
-    beside = path.with_name(f".{path.name}")
-    pq.write_table(table, beside)
-    beside.replace(path)
-
-
-def load_counts(path: Path) -> dict[str, Array]:
-    """The counts [N,V,V+3] of each split, as `save_counts` wrote them."""
-    table = pq.read_table(path)
-    classes = int(table.schema.metadata[CLASSES])
-    splits = np.asarray(table["split"].to_pylist())
-    flat = table["counts"].combine_chunks().flatten().to_numpy()
-    counts = flat.reshape(-1, classes, classes + BANDS)
-    return {str(split): counts[splits == split] for split in dict.fromkeys(splits.tolist())}

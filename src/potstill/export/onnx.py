@@ -5,8 +5,8 @@ Decisions held here:
 * The axes that vary are named, `batch` and, of texts, `sequence`, and every input shares them. Left to itself the
   exporter gives the attention mask a batch axis of its own, and a file that takes one batch size only can be the
   result. Images have the height and width that the model's images are read at; those of a segmentation may have any,
-  so `height` and `width` vary too. Not where a model pools to a grid (UperNet): ONNX has no operator for that, and what
-  is traced in its place is wrong at other sizes than the traced one.
+  so `height` and `width` vary too. A model that pools to a grid (UperNet) is traced with `GridPool`, since ONNX has no
+  operator for that, and what PyTorch puts in its place is wrong at other sizes than the traced one.
 * The weights are inside the file. Protocol buffers end at 2 GB, and a model above that is refused before the work.
 * The graph holds standard ONNX operators only, so that every runtime can read it. onnxruntime's own fusions, made
   at export, were tried on a six-layer MiniLM with 2 threads: 5 to 10 % at batch 32, nothing at batch 1, nothing after
@@ -73,7 +73,7 @@ def export_onnx(model: Any, inputs_from: Reader | Mapping[str, Any], path: Path 
     path = Path(path)
     names = _input_names(model, inputs_from)
     _check_size(model)
-    any_size = takes_any_size(model)
+    any_size = ANY_SIZE in type(model).__name__
     program = _program(_traceable(model), names, TRACED if any_size else _size(inputs_from), any_size)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_beside(path) as partial:
@@ -105,10 +105,26 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def takes_any_size(model: Any) -> bool:
-    """Whether an exported model takes images of any height and width: it segments, and pools to no grid."""
-    grids = [module.output_size for module in model.modules() if isinstance(module, torch.nn.AdaptiveAvgPool2d)]
-    return ANY_SIZE in type(model).__name__ and all(grid in (1, (1, 1)) for grid in grids)
+class GridPool(torch.nn.AdaptiveAvgPool2d):
+    """Its base as two products with matrices that are made from the size of the map: [B,C,H,W] -> [B,C,h,w].
+
+    Cell i of n is the mean of places floor(i·N/n) … ceil((i+1)·N/n) - 1 of N, along each axis; cells may overlap.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """The mean of each cell."""
+        grid: Any = self.output_size if isinstance(self.output_size, tuple) else (self.output_size,) * 2
+        rows, columns = (_means(cells, size) for cells, size in zip(grid, input.shape[-2:], strict=True))
+        return rows @ input @ columns.T
+
+
+def _means(cells: int | None, size: int) -> torch.Tensor:
+    """[cells, size]: in each row equal weights of sum 1 where the cell is, else 0. None: a cell for each place."""
+    cells = size if cells is None else cells
+    cell, place = torch.arange(cells).unsqueeze(1), torch.arange(size).unsqueeze(0)
+    inside = (place >= cell * size // cells) & (place < ((cell + 1) * size + cells - 1) // cells)
+    weights = inside.to(torch.float32)
+    return weights / weights.sum(1, keepdim=True)
 
 
 def _input_names(model: Any, inputs_from: Reader | Mapping[str, Any]) -> list[str]:
@@ -150,6 +166,10 @@ def _check_size(model: Any) -> None:
 def _traceable(model: Any) -> Any:
     """A copy of the model as it is traced: float32, on the CPU, in eval mode, by sdpa where the family has it."""
     clone = copy.deepcopy(model).to(device="cpu", dtype=torch.float32).eval().requires_grad_(False)
+    if ANY_SIZE in type(clone).__name__:
+        for module in clone.modules():
+            if type(module) is torch.nn.AdaptiveAvgPool2d:
+                module.__class__ = GridPool  # in place: UperNet holds its layers in a list too
     if getattr(clone, "_supports_sdpa", False):
         clone.set_attn_implementation("sdpa")
     # A classifier has no use for keys and values of the past; as outputs they would stand beside the logits.

@@ -101,7 +101,7 @@ def _static(path: Path, out: Path, calibration: Iterable[Mapping[str, Any]] | No
             problem(
                 "A network of convolutions becomes int8 by ranges that are seen on images, and none are given",
                 follows="Ranges that were guessed would make another network of it",
-                do="Write it in a run (export.formats of the recipe), or leave out onnx-int8",
+                do="Name images (`potstill export … --data FOLDER`), or leave out onnx-int8",
             )
         )
     quantize_static(

@@ -252,7 +252,7 @@ class _Search:
         """The primary metric of one student on the validation rows."""
         model = bench.load(student).model
         model.to(fastest_device())  # type: ignore[arg-type]
-        logits = OUTPUTS[bench.task.problem].predict(model, bench.rows[VALIDATION], bench.collate)
+        logits = OUTPUTS[bench.task.problem](model, bench.rows[VALIDATION], bench.collate)
         return score(self.metric.key, bench.task.problem, logits, bench.labels(VALIDATION))
 
     def outcome(self, study: Any, trials: int) -> SearchOutcome:

@@ -36,6 +36,7 @@ from potstill.errors import DataError, ModelError
 from potstill.knowledge import Knowledge, inputs_for
 from potstill.tasks.base import Batch, Rows, Sample, Words, bars_on_a_terminal, quiet_transformers
 from potstill.tasks.pictures import as_rgb, decoded, thumbnail
+from potstill.tasks.timm_images import timm_processor
 
 Size: TypeAlias = tuple[int, int]
 """Height and width."""
@@ -109,13 +110,26 @@ def load_image_reader(
         size: resize every image to exactly this, instead of what the processor does.
 
     Raises:
-        ModelError: no config can be read, or the processor gives images of several sizes and `size` isn't given.
+        ModelError: the processor is there and can't be read, neither it nor a config is there, or the processor gives
+            images of several sizes and `size` isn't given.
     """
+    described = timm_processor(path)
+    if described is not None:
+        return reader_of(described, size=size)
     try:
         with quiet_transformers():
             load: Any = AutoImageProcessor.from_pretrained
             processor = load(path, backend="pil", trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError):
+    except (OSError, ValueError, ImportError) as error:
+        if (Path(path) / STORED).is_file():
+            raise ModelError(
+                problem(
+                    f"The image processor of '{path}' can't be read",
+                    given=f"{STORED}: {str(error).strip().splitlines()[0]}",
+                    follows="Images would be read otherwise than the model was trained with",
+                    do="Repair the file, or remove it to have images read at the size of the config, scaled to -1 … 1",
+                )
+            ) from error
         return default_reader(path, size=size, trust_remote_code=trust_remote_code)
     return reader_of(processor, size=size)
 
@@ -125,7 +139,7 @@ def default_reader(path: str | Path, *, size: int | Size | None = None, trust_re
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ModelError(
             problem(
                 f"Neither an image processor nor a config can be read from '{path}'",

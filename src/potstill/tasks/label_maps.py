@@ -55,6 +55,20 @@ class MapClasses:
         table[list(self.ids)] = np.arange(len(self.ids))
         return table
 
+    def drawn(self, numbers: Ids) -> Image.Image:
+        """Class numbers [H,W] as a label map: one id a pixel, shown in the colours of the classes.
+
+        Pixels that are -100 become the lowest void id, or 0 where none is void.
+        """
+        wide = max(self.ids, default=0) > 255
+        void = min(self.void, default=0)
+        ids = np.append(np.asarray(self.ids), void)[np.where(numbers == VOID, len(self.ids), numbers)]
+        if wide:
+            return Image.fromarray(ids.astype(np.uint16))
+        picture = Image.fromarray(ids.astype(np.uint8))
+        picture.putpalette([channel for colour in self.palette or voc_palette(256) for channel in colour])
+        return picture
+
     @property
     def colours(self) -> tuple[Colour, ...]:
         """The colour of each class; where no palette is known, that of PASCAL VOC."""

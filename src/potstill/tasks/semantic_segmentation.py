@@ -130,15 +130,7 @@ class SemanticSegmentation(ReadsImages):
         Raises:
             ModelError: the reader cuts images, so that pixels of a map would have no answer.
         """
-        if reader.resize != reader.size:
-            raise ModelError(
-                problem(
-                    "Images of a segmentation are read whole, at one size; this image processor reads them otherwise",
-                    given=reader_text(reader),
-                    follows="Pixels of the label map would have no answer",
-                    do="Set data.image_size, such as [512, 1024]",
-                )
-            )
+        require_whole(reader)
         found = super().encode(rows, reader)
         if "label_map" not in found.column_names:
             return found
@@ -265,6 +257,19 @@ class SegmentationCollator:
             return picture, numbers
         seed, epoch, number = row[VIEW]
         return self.task.augmentation.view(as_pixels(picture), numbers, row=number, epoch=epoch, seed=seed)
+
+
+def require_whole(reader: ImageReader) -> None:
+    """Raise `ModelError` where a reader cuts images, so that pixels of them would have no answer."""
+    if reader.resize != reader.size:
+        raise ModelError(
+            problem(
+                "Images of a segmentation are read whole, at one size; this image processor reads them otherwise",
+                given=reader_text(reader),
+                follows="Pixels of the label map would have no answer",
+                do="Set data.image_size, such as [512, 1024]",
+            )
+        )
 
 
 def quarter(size: Sequence[int]) -> tuple[int, int]:
