@@ -1,11 +1,11 @@
-"""The tables of docs/comparison.md, out of the results of finished comparisons.
+"""The tables of docs/comparison.md and docs/results.md, out of the results of finished comparisons.
 
     potstill compare kd --vary distill=own,pkd_skip,tinybert,minilmv2,two_step --seeds 3 --out runs/reviews-half …
     python benchmarks/comparison.py --take reviews-half=runs/reviews-half    # keeps its numbers, and writes the tables
     python benchmarks/comparison.py                                          # writes the tables from the kept numbers
 
 Numbers are kept in benchmarks/results/comparison-<name>.json: what `potstill compare` wrote, less its prose, its paths,
-and the times of training, which were taken beside other work and mean nothing. In the page, what stands between
+and the times of training, which were taken beside other work and mean nothing. In a page, what stands between
 `<!-- tables: NAME -->` and `<!-- end of tables -->` is written anew.
 """
 
@@ -15,11 +15,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from potstill.report.comparison import attention_table, behaviour_table, quality_table
+from potstill.report.comparison import attention_table, behaviour_table, cost_table, quality_table
 from potstill.report.markdown import markdown_table
 
 ROOT = Path(__file__).parents[1]
-RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "comparison.md"
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = [ROOT / "docs" / name for name in ("comparison.md",)]
 LEFT_OUT = ("command", "recipe", "seconds")
 BLOCK = re.compile(r"(<!-- tables: ([\w-]+) -->\n).*?(<!-- end of tables -->)", re.DOTALL)
 
@@ -39,14 +40,14 @@ def tables(found: dict[str, Any]) -> str:
     seeds, words = len(found["run"]["seeds"]), found["verdict"]
     lines = [f"{seeds} seed{'s' * (seeds > 1)}, {found['cells'][0]['training']['steps']:.0f} optimiser steps each.", ""]
     lines += [f"**{words['headline']}** {' '.join(words['sentences'])}", ""]
-    for made in (quality_table(found), behaviour_table(found), attention_table(found)):
+    for made in (quality_table(found), cost_table(found), behaviour_table(found), attention_table(found)):
         if made is not None:
             lines += [*markdown_table(made), ""]
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Keep the numbers of the comparisons named, and write the page's tables."""
+    """Keep the numbers of the comparisons named, and write the tables of the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--take", action="append", default=[], metavar="NAME=FOLDER")
     for name, _, folder in (taken.partition("=") for taken in parser.parse_args().take):
@@ -58,7 +59,8 @@ def main() -> None:
         file = RESULTS / f"comparison-{block[2]}.json"
         return f"{block[1]}{tables(json.loads(file.read_text(encoding='utf-8')))}{block[3]}"
 
-    PAGE.write_text(BLOCK.sub(written, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(BLOCK.sub(written, page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

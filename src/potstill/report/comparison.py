@@ -186,6 +186,7 @@ def cost_table(results: Results) -> Table | None:
             Cell(formats.duration(took.get("seconds"))),
             Cell(formats.count(cost.get("parameters"))),
             Cell(formats.size(cost.get("bytes"))),
+            Cell(formats.count(cost.get("macs"))),
             *(Cell(formats.milliseconds((latency.get(size) or {}).get("p50_ms"))) for size in ("1", "32")),
         )
         rows.append(Row(model["title"], cells, role=cell_role(results, cell) if cell else role("teacher")))
@@ -195,6 +196,7 @@ def cost_table(results: Results) -> Table | None:
         Column("Training", "one seed"),
         Column("Parameters"),
         Column("Size on disk"),
+        Column("Multiply-adds", "a row"),
         Column("Latency, batch 1", "p50"),
         Column("Latency, batch 32", "p50"),
     ]
