@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from potstill import losses
+from potstill.errors import RecipeError
 from potstill.knowledge import Knowledge, ModelShape
 from potstill.objective import Defaults, Objective, Scene
 from potstill.reduce import masked_mean
@@ -58,6 +59,22 @@ def test_a_loss_of_maps_is_a_mean_over_images_that_show_anything(name):
     values = getattr(losses, name)(*maps(), mask=around.masks["outputs"])
     found, _ = share({"knowledge": "logits", "loss": name}, around)
     torch.testing.assert_close(found, values[:2].mean())  # the third image is void
+
+
+def test_a_temperature_that_follows_the_logits_is_one_a_pixel():
+    term = {"knowledge": "logits", "temperature": {"schedule": "flow_weighted"}}
+    expected, gradient = share(term, scene())
+    found, also = share(term | {"loss": "pixel_kl_divergence"}, scene())
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(also, gradient)
+    with pytest.raises(RecipeError, match="no temperature of pixels fits"):
+        share(term | {"loss": "channel_kl_divergence"}, scene())
+
+
+def test_what_void_pixels_cannot_be_left_out_of_is_refused():
+    for kind in ("hidden", "attention", "scores", "values"):
+        with pytest.raises(RecipeError, match=f"Void pixels can't be left out of {kind}"):
+            Objective([{"knowledge": kind}]).bind(SHAPE, SHAPE, Defaults(maps=True))
 
 
 def test_weighted_labels_are_torchs_weighted_mean():

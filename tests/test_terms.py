@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from tiny import tiny_batch, tiny_model
+from tiny import tiny_batch, tiny_inputs, tiny_model
 
 from potstill import losses
 from potstill.errors import RecipeError, ShapeError
@@ -309,3 +309,59 @@ def test_losses_of_one_distribution_are_refused_where_there_is_none(problem, nam
         Objective([Term("logits", loss=name)]).bind(SHALLOW, DEEP, defaults)
     with pytest.raises(RecipeError, match="can't be used here"):
         Objective([Term("logits", shift=True)]).bind(SHALLOW, DEEP, defaults)
+
+
+STAGED = ModelShape("segformer", 4, 8, 1, None, channels=(8, 16, 24, 32), patches=(8, 16, 24, 32))
+
+
+def stage_weights(term):
+    return Objective([term]).bind(STAGED, STAGED).terms[0].stage_weights
+
+
+def test_the_weights_of_stages_are_those_of_the_pairs_beside_them():
+    term = {"knowledge": "patches", "stage_weights": [1.0, 0.1]}
+    assert stage_weights(term | {"layers": {0: 0, 3: 3}}) == (1.0, 0.1)
+    for layers in ({3: 3, 0: 0}, [[3, 3], [0, 0]]):
+        with pytest.raises(RecipeError, match=r"from the first stage to the last.*layers: \[\[0, 0\], \[3, 3\]\]"):
+            stage_weights(term | {"layers": layers})
+    several = term | {"layers": {0: [0, 1]}, "project": "linear"}
+    assert stage_weights(several) == (1.0, 0.1)
+    with pytest.raises(RecipeError, match=r"3 pairs: \[\[0, 0\], \[0, 1\], \[1, 2\]\]"):
+        stage_weights(term | {"layers": {0: [0, 1], 1: 2}})
+
+
+def test_a_loss_between_two_stages_has_a_weight_for_each_two():
+    term = {"knowledge": "features", "loss": "flow_mse", "layers": "last3"}
+    assert stage_weights(term | {"stage_weights": [1.0, 2.0]}) == (1.0, 2.0)
+    with pytest.raises(RecipeError, match="one number for each two pairs of stages that follow one another"):
+        stage_weights(term | {"stage_weights": [1.0, 2.0, 3.0]})
+
+
+def test_relation_heads_divide_the_widths_of_the_layers_that_are_compared():
+    ours, theirs = (
+        ModelShape("segformer", 2, widths[-1], 1, None, {}, widths, (1, 2)) for widths in ((32, 160), (64, 320))
+    )
+    for layers, heads in (({0: 0}, 32), ({1: 1}, 5)):
+        Objective([{"knowledge": "values", "layers": layers, "heads": heads}]).bind(ours, theirs)
+    for layers, heads, said in (
+        ("all", 64, "student 160, teacher 320"),
+        ({0: 0}, 0, "heads 0"),
+        ({0: 0}, -4, "-4"),
+    ):
+        with pytest.raises(RecipeError, match=f"their number must divide both.*{said}"):
+            Objective([{"knowledge": "values", "layers": layers, "heads": heads}]).bind(ours, theirs)
+
+
+def test_windows_of_an_image_are_places_of_it():
+    student, teacher = (tiny_model("swin", seed=seed, attn_implementation="eager") for seed in (0, 1))
+    batch = tiny_inputs("swin", rows=2)
+    objective = Objective([{"knowledge": "attention"}]).bind(describe(student), describe(teacher))
+    known = [
+        observe(model, batch, objective.needs(side)) for model, side in ((student, "student"), (teacher, "teacher"))
+    ]
+    rows = torch.ones(2, dtype=torch.bool)
+    found = objective(*known, Scene(None, {"labels": rows, "outputs": rows})).total
+    pairs = objective.terms[0].pairs
+    expected = [losses.attention_kl(known[0].attention[a], known[1].attention[b]).mean() for a, b in pairs]
+    assert len(known[0].attention[0]) > 2
+    torch.testing.assert_close(found, sum(expected) / len(pairs))

@@ -19,6 +19,7 @@ from potstill.objective import Objective, Scene
 from potstill.pipeline import run
 from potstill.plan import plan
 from potstill.progress import Silent
+from potstill.recipe import load_recipe
 from potstill.tasks import ImageClassification
 from potstill.training import Distiller
 from potstill.training.checkpoints import _load, _save
@@ -64,7 +65,15 @@ def batch(rows: int) -> dict[str, torch.Tensor]:
 
 
 def test_the_page_shows_every_method() -> None:
-    assert set(METHODS) >= {"transkd_base", "transkd_gl", "transkd_ea", "knowledge_review", "cwd", "skd"}
+    recipes = {"transkd_base", "transkd_gl", "transkd_ea", "knowledge_review", "segmentation_skd"}
+    assert set(METHODS) >= recipes | {"cwd_of_features"}
+    for name in recipes:
+        assert (
+            load_recipe(name).as_dict()["distill"][0]["terms"]
+            == load_recipe(
+                load_recipe(name).as_dict() | {"distill": [{"terms": METHODS[name], "train": {"epochs": 1}}]}
+            ).as_dict()["distill"][0]["terms"]
+        )
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -5,7 +5,7 @@ Decisions:
 - Nothing is projected in silence where it can't be: a kind of knowledge says which projections it knows.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -88,18 +88,21 @@ def _require_joint(project: str, share: bool, pairs: Pairs) -> None:
         )
 
 
+def _divides(heads: Any, widths: Iterable[tuple[int, int]]) -> bool:
+    """Whether a number of heads cuts every width into equal parts."""
+    return type(heads) is int and heads > 0 and not any(width % heads for pair in widths for width in pair)
+
+
 def require_heads(
     kind: str, pairs: Pairs, student: ModelShape, teacher: ModelShape, options: Mapping[str, Any]
 ) -> None:
     """Raise `RecipeError` where what is compared head by head has other heads in student and teacher."""
     heads = options.get("heads")
-    if heads and (not isinstance(heads, int) or any(shape.width % heads for shape in (student, teacher))):
-        raise RecipeError(
-            problem(
-                "Relation heads cut both widths into equal parts, so their number must divide both",
-                given=f"heads {heads}, widths: student {student.width}, teacher {teacher.width}",
-            )
-        )
+    widths = {(student.width_at(ours), teacher.width_at(theirs)) for ours, theirs in pairs}
+    if heads is not None and not _divides(heads, widths):
+        listed = "; ".join(f"student {ours}, teacher {theirs}" for ours, theirs in sorted(widths))
+        what = "Relation heads cut both widths into equal parts, so their number must divide both"
+        raise RecipeError(problem(what, given=f"heads {heads}, widths: {listed}"))
     if kind not in BY_HEAD or heads or options.get("reduce_heads", NONE) != NONE:
         return
     if all(student.heads_at(ours) == teacher.heads_at(theirs) for ours, theirs in pairs):

@@ -242,9 +242,9 @@ def _mean(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, scene:
     means = []
     for value in _values(term, student, teacher, scene):
         positions = term.positions
-        if positions not in scene.masks:  # images: nothing is padding, so a row is the mean of its places
+        if positions not in scene.masks:  # images: nothing is padding, so a row is the mean of its places, and windows
             positions = _rows(scene)
-            value = value.flatten(1).mean(1) if value.ndim > 1 else value
+            value = value.reshape(len(scene.masks[positions]), -1).mean(1)
         elif value.shape != scene.masks[positions].shape:  # a value of a whole row, from its tokens
             positions = _rows(scene)
         if isinstance(influence, Tensor):
@@ -327,8 +327,9 @@ def _arguments(term: BoundTerm, student: Knowledge, teacher: Knowledge | None, s
         options = {**term.options, **{key: value(scene.progress) for key, value in term.scheduled.items()}}
         if isinstance(term.temperature, Adaptive):
             assert teacher is not None
-            ours, theirs = _placed(student.logits_of(term.classifier), term), _placed(teacher.logits, term)
+            ours, theirs = student.logits_of(term.classifier), teacher.logits
             assert isinstance(ours, Tensor) and isinstance(theirs, Tensor)
+            ours, theirs = (z.movedim(1, -1) if z.ndim == 4 else z for z in (ours, theirs))
             mask = scene.masks["outputs"]
             options["temperature"] = term.temperature(scene.progress, ours, theirs, mask=mask)
         elif term.temperature is not None:

@@ -203,7 +203,7 @@ def _how(bench: Workbench, contenders: Sequence[Contender]) -> list[dict[str, st
             "number": "Latency and throughput",
             "made": "All models and files in turns, round by round, on rows of the evaluated split as they come, "
             f"{words.batched}; median and 95th percentile of one call. "
-            "Throughput at batch 32. The baselines have the student's architecture, and so its cost.",
+            "Throughput at the larger size of batches. The baselines have the student's architecture, and so its cost.",
         },
         {
             "number": "Size",
@@ -216,8 +216,8 @@ def _how(bench: Workbench, contenders: Sequence[Contender]) -> list[dict[str, st
         },
         {
             "number": "Peak memory",
-            "made": "In a process of its own: the peak while loading the model and running one batch of 32 "
-            f"{words.long}, less what its imports take.",
+            "made": "In a process of its own: the peak while loading the model and running one batch of the larger "
+            f"size {words.long}, less what its imports take.",
         },
     ]
 

@@ -16,12 +16,12 @@ from potstill import ranks
 from potstill.caching import Caching
 from potstill.checks import problem
 from potstill.errors import CacheError
-from potstill.evaluation.outputs import OUTPUTS
+from potstill.evaluation.outputs import quick_scores
 from potstill.evaluation.predict import fastest_device
 from potstill.evaluation.reduced import reduced_fidelity
 from potstill.evaluation.results import TRAIN, VALIDATION
 from potstill.knowledge import describe
-from potstill.metrics import METRICS, primary, scores
+from potstill.metrics import METRICS, primary
 from potstill.objective import Objective
 from potstill.preflight import load_teacher, start_student
 from potstill.progress import Progress
@@ -348,8 +348,8 @@ class School:
 
 
 def _validation_scores(bench: Workbench, student: PreTrainedModel, bfloat16: bool) -> dict[str, float]:
-    logits = OUTPUTS[bench.task.problem](student, bench.rows[VALIDATION], bench.collate, bfloat16=bfloat16)
-    return scores(bench.task.problem, logits, bench.labels(VALIDATION))
+    rows, labels = bench.rows[VALIDATION], bench.labels(VALIDATION)
+    return quick_scores(bench.task.problem, student, rows, bench.collate, labels, bfloat16=bfloat16)
 
 
 def _plain(settings: Any) -> Any:

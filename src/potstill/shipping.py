@@ -30,13 +30,15 @@ from potstill.prediction import load_classifier
 from potstill.progress import Step
 from potstill.runs import replace_folder
 from potstill.tasks import SemanticSegmentation, Task
-from potstill.tasks.base import Reader, quiet_transformers
+from potstill.tasks.base import Reader, Sample, quiet_transformers
 from potstill.terms import TEACHER
 from potstill.workbench import Workbench
 
 FILES = {"onnx": ("ONNX", "model.onnx"), "onnx-int8": ("ONNX int8", "model-int8.onnx")}
 CALIBRATION_ROWS, CALIBRATION_BATCH = 256, 32
 MOST_BATCHES, HELD_BYTES = 16, 2**29  # that models are timed on
+TIMED_PATCHES = 8192  # of 16 x 16 pixels, in a batch that models are timed on: 4 images of 512 x 1024
+PIXELS = "pixel_values"
 TOLERANCE = 1e-3  # of the float32 file's logits; what float32 leaves is a hundredth of it
 PACKAGES = ("potstill", "torch", "transformers", "accelerate", "datasets", "onnx", "onnxruntime")
 
@@ -224,9 +226,11 @@ def measure_cost(
     order = list(range(len(bench.rows[split])))
     random.Random(0).shuffle(order)
     size = min(32, len(order))
+    if bench.task.columns == ("image",):  # large ones would fill the memory at the end of a long run
+        size = min(size, max(1, TIMED_PATCHES // int(np.max(bench.rows[split]["length"]))))
     batches = {1: list(_batches(bench, split, np.asarray(order[:64]), 1))}
     held = max(1, min(MOST_BATCHES, len(order) // size, HELD_BYTES // max(1, size * _bytes(batches[1][0]))))
-    batches[32] = list(_batches(bench, split, np.asarray(order[: size * held]), size))
+    batches[size] = list(_batches(bench, split, np.asarray(order[: size * held]), size))
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     loaded = {name: bench.load(path, as_shipped=True).model for name, path in models.items()}
     runners: dict[str, Any] = {name: cost.torch_runner(model, device) for name, model in loaded.items()}
@@ -243,23 +247,27 @@ def measure_cost(
         reads = bench.reads(name)
         sample, long = (reads.task.sample(reads.reader, reads.rows[split], n, long=n > 1) for n in (1, size))
         timed = {str(k): {"p50_ms": v.p50_ms, "p95_ms": v.p95_ms} for k, v in latency[name].items()}
-        found[name] = {"latency": timed, "throughput_per_s": latency[name][32].rows_per_s}
+        found[name] = {"latency": timed, "throughput_per_s": latency[name][size].rows_per_s}
         given = {"shapes": long.shapes, "threads": threads}
         if name in loaded:
             found[name] |= {
                 "parameters": cost.parameters(loaded[name]),
                 "bytes": cost.bytes_on_disk(models[name]),
-                "macs": cost.macs(loaded[name], cost.filled(sample.shapes, device)),
-                "macs_at": sample.text,
+                **_multiply_adds(loaded[name], sample, device),
             }
-            if "pixel_values" in sample.shapes:
-                published = count(loaded[name], sample.shapes["pixel_values"][1:]).multiply_adds
-                found[name]["macs_without_attention"] = published
             given |= {"path": str(models[name]), "device": device.type, "auto_class": bench.task.auto_class.__name__}
             found[name]["peak_memory_bytes"] = peak_memory(classifier_workload, given)
         else:
             found[name]["peak_memory_bytes"] = peak_memory(export.onnx_workload, given | {"path": str(exports[name])})
     return found
+
+
+def _multiply_adds(model: PreTrainedModel, sample: Sample, device: torch.device) -> dict[str, Any]:
+    """Of one row; of an image also without the products of attention, as they are published."""
+    if PIXELS not in sample.shapes:
+        return {"macs": cost.macs(model, cost.filled(sample.shapes, device)), "macs_at": sample.text}
+    made = count(model, sample.shapes[PIXELS][1:])
+    return {"macs": made.with_attention, "macs_at": sample.text, "macs_without_attention": made.multiply_adds}
 
 
 def _bytes(batch: Mapping[str, Any]) -> int:

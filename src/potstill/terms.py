@@ -178,6 +178,14 @@ def bind_term(
         raise RecipeError(f"'shift' can't be used here: {defaults.refused['shift']}")
     if term.knowledge == "logits" and family(loss) in OF_MAPS and not defaults.maps:
         raise RecipeError(f"'{loss.__name__}' compares maps of logits, and this task has no answer a pixel.")
+    if defaults.maps and term.knowledge not in (*LAYERLESS, *STAGED):
+        raise RecipeError(
+            problem(
+                f"Void pixels can't be left out of {term.knowledge}",
+                follows="They would be in a loss, where their content counts",
+                do="Use features or patches, which know where each place lies",
+            )
+        )
     if term.classifier not in (None, *student.classifiers):
         raise RecipeError(no_such_classifier(student, str(term.classifier)))
     sources = _sources(term, teachers)
@@ -202,7 +210,7 @@ def bind_term(
                 source=source,
                 sources=len(sources),
                 pool=_pool(term, loss),
-                stage_weights=_stage_weights(term, pairs),
+                stage_weights=_stage_weights(term, loss, pairs),
                 share=term.share,
                 shift=term.shift,
                 classifier=term.classifier,
@@ -299,6 +307,10 @@ def _temperature(term: Term, loss: Callable[..., Tensor]) -> Schedule | None:
     found = schedule(term.temperature)
     if found.adaptive and term.knowledge != "logits":
         raise RecipeError("An adaptive temperature is that of logits. Give a number.")
+    if found.adaptive and loss is losses.channel_kl_divergence:
+        raise RecipeError(
+            "'channel_kl_divergence' compares channels, which no temperature of pixels fits. Give a number."
+        )
     if loss is losses.crd and not isinstance(found, Constant):
         raise RecipeError("The memory is made once, so its temperature can follow no schedule. Give a number.")
     return found
@@ -311,21 +323,38 @@ def _pool(term: Term, loss: Callable[..., Tensor]) -> str | None:
     return term.pool
 
 
-def _stage_weights(term: Term, pairs: Pairs) -> tuple[float, ...] | None:
+def _stage_weights(term: Term, loss: Callable[..., Tensor], pairs: Pairs) -> tuple[float, ...] | None:
+    """One number for each value of the loss, in the order of the pairs, which are sorted."""
     if term.stage_weights is None:
         return None
     if term.knowledge not in STAGED or term.layers == EARTH_MOVER:
         what = "pairs that the flow weighs" if term.layers == EARTH_MOVER else term.knowledge
         raise RecipeError(f"'stage_weights' are for stages of features and patches, not {what}. Remove the key.")
     numbers = [x for x in term.stage_weights if isinstance(x, int | float) and not isinstance(x, bool)]
-    if len(numbers) != len(term.stage_weights) or len(numbers) != len(pairs):
+    between = "student_next" in takes(loss)
+    listed = [list(pair) for pair in pairs]
+    if len(numbers) != len(term.stage_weights) or len(numbers) != len(pairs) - between:
+        what = "two pairs of stages that follow one another" if between else "pair of stages"
+        found = f"{list(term.stage_weights)}, and {len(pairs)} pairs: {listed}"
+        raise RecipeError(problem(f"'stage_weights' has one number for each {what}", given=found))
+    if not isinstance(term.layers, str | None) and (given := _as_written(term.layers)) != listed:
         raise RecipeError(
             problem(
-                "'stage_weights' has one number for each pair of stages",
-                given=f"{list(term.stage_weights)}, and {len(pairs)} pairs: {dict(pairs)}",
+                "With 'stage_weights', pairs are written from the first stage to the last",
+                given=str(given),
+                follows="Which weight is whose would be a guess",
+                do=f"Write layers: {listed}, and the weights in this order",
             )
         )
     return tuple(map(float, numbers))
+
+
+def _as_written(layers: Any) -> list[list[Any]]:
+    """The pairs that a recipe gives, in its order: of a mapping, or one by one."""
+    entries = layers.items() if isinstance(layers, Mapping) else layers
+    return [
+        [ours, one] for ours, theirs in entries for one in (theirs if isinstance(theirs, list | tuple) else [theirs])
+    ]
 
 
 def _pairs(term: Term, loss: Callable[..., Tensor], student: ModelShape, teacher: ModelShape | None) -> Pairs:

@@ -115,6 +115,19 @@ def test_projections_of_pairs_are_counted_too():
     assert found.multiply_adds == 2 * each
 
 
+def test_a_projection_that_is_shared_has_its_parameters_once():
+    student, teacher = tiny_model("vit", layers=3, width=16), tiny_model("vit", layers=3)
+    for term, parameters in (
+        ({"project": "linear", "share": True}, 16 * 32 + 32),
+        ({"project": "orthogonal", "share": True}, 16 * 32),
+        ({"project": "linear"}, 3 * (16 * 32 + 32)),
+    ):
+        layers = {"layers": {0: 0, 1: 1, 2: 2}, "embeddings": False}
+        objective = Objective([{"knowledge": "hidden", **layers, **term}]).bind(describe(student), describe(teacher))
+        found = count_training(student, objective, (3, 32, 48))
+        assert found.parameters == parameters and found.multiply_adds == 3 * 16 * 32 * (24 + 1)
+
+
 def test_what_can_not_be_counted_is_said():
     model = tiny_model("vit")
     with pytest.raises(ArgumentError, match="channels, height and width"):

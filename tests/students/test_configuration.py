@@ -8,7 +8,7 @@ from tiny import VOCABULARY, save_folder, tiny_model
 
 from potstill.errors import ModelError
 from potstill.students import configuration, kept_configuration, stands_alone, with_tokens_of
-from potstill.tasks import TextClassification
+from potstill.tasks import ImageClassification, TextClassification
 
 SMALL = {"model_type": "distilbert", "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "vocab_size": VOCABULARY}
 PYRAMID = {"model_type": "pvt_v2", "depths": [1, 1, 1, 1], "out_features": ["stage1", "stage4"]}
@@ -92,6 +92,17 @@ def test_what_the_task_has_no_model_for_is_said():
         TextClassification().load(configuration({"model_type": "mobilenet_v2"}))
     with pytest.raises(ModelError, match=r"No model of this task.*n_heads 5 must divide"):
         TextClassification().load(configuration(SMALL | {"n_heads": 5}))
+    with pytest.raises(ModelError, match=r"No model of this task can be built from this segformer config"):
+        ImageClassification().load(
+            configuration({"model_type": "segformer", "depths": [1, 1], "hidden_sizes": [8, 16]})
+        )
+
+
+def test_stages_have_a_depth_and_a_width_each():
+    with pytest.raises(
+        ModelError, match=r"Each stage of a resnet has a depth.*depths \[1, 1, 1\], hidden_sizes \[8, 16\]"
+    ):
+        configuration({"model_type": "resnet", "depths": [1, 1, 1], "hidden_sizes": [8, 16]})
 
 
 def test_tokens_are_those_of_the_teacher():

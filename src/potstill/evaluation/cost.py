@@ -150,7 +150,7 @@ def measure_latency(
         budget_seconds: for all of it; shared equally by the sizes. A size stops after the round in which its share is
             spent, and never before its third.
 
-    `rows_per_s` at batch 32 is the throughput of the report. Raises `DataError` for a size without batches.
+    `rows_per_s` at the larger size is the throughput of the report. Raises `DataError` for a size without batches.
     """
     result: dict[str, dict[int, Latency]] = {name: {} for name in runners}
     share = budget_seconds / max(1, len(batches_by_size))

@@ -12,7 +12,7 @@ Decisions:
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -103,13 +103,19 @@ def count_training(student: PreTrainedModel, objective: BoundObjective, pixel_sh
             module = objective.joint_projections()[term.joint_name].build()
             total += _counted(_on_meta(module), known, pixels)
             continue
-        made = {pair: objective.projections()[term.module_name(pair)] for pair in term.pairs if term.project}
-        for (stage, _), sizes in made.items():
-            tensor: Tensor = getattr(known, term.kind)[stage]
-            kind, *widths = sizes
-            module = projector(AS_MUCH.get(kind, kind), *widths)
-            total += _counted(_on_meta(module), tensor)
+        seen: set[str] = set()  # a projection that is shared is called for each pair, and has its parameters once
+        for pair in term.pairs if term.project else ():
+            name, tensor = term.module_name(pair), getattr(known, term.kind)[pair[0]]
+            kind, *widths = objective.projections()[name]
+            called = _counted(_on_meta(projector(AS_MUCH.get(kind, kind), *widths)), tensor)
+            own = 0 if name in seen else _parameters(projector(kind, *widths))
+            total += replace(called, parameters=own)
+            seen.add(name)
     return total
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _pixels(shape: Sequence[int]) -> Tensor:
@@ -151,8 +157,7 @@ def _counted(model: nn.Module, *args: Any, **kwargs: Any) -> Flops:
     finally:
         for hook in hooks:
             hook.remove()
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Flops(linear, counter.get_total_flops() // 2, parameters)
+    return Flops(linear, counter.get_total_flops() // 2, _parameters(model))
 
 
 def _multiply_adds(module: Any, given: Tensor, output: Tensor) -> int:

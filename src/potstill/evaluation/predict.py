@@ -68,7 +68,7 @@ def predict_logits(
     numbers: list[npt.NDArray[np.int64]] = []
     found: list[torch.Tensor] = []
     done = 0
-    for chosen, _, logits in logits_of_batches(model, rows, collate, tokens=tokens, bfloat16=bfloat16):
+    for chosen, _, _, logits in logits_of_batches(model, rows, collate, tokens=tokens, bfloat16=bfloat16):
         numbers.append(chosen)
         found.append(logits.float().cpu())
         done += len(chosen)
@@ -82,8 +82,10 @@ def predict_logits(
 
 def logits_of_batches(
     model: PreTrainedModel, rows: Any, collate: Collate, *, tokens: int | None = None, bfloat16: bool = False
-) -> Iterator[tuple[npt.NDArray[np.int64], list[dict[str, Any]], torch.Tensor]]:
-    """Batch by batch: the numbers of its rows, the rows, and the model's logits [B,V,...], where the model is.
+) -> Iterator[tuple[npt.NDArray[np.int64], list[dict[str, Any]], dict[str, torch.Tensor], torch.Tensor]]:
+    """Batch by batch: the numbers of its rows, the rows, the batch that they make, and the model's logits [B,V,...].
+
+    The last two are where the model is.
 
     Args: as of `predict_logits`.
     """
@@ -96,7 +98,7 @@ def logits_of_batches(
             batch = {name: value.to(device) for name, value in collate(own).items()}
             with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 logits = model(**inputs_for(model, batch)).logits
-            yield chosen, own, logits
+            yield chosen, own, batch, logits
     finally:
         model.train(was_training)
 

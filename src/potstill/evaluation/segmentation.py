@@ -10,7 +10,7 @@ Decisions:
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ def predict_counts(
     *,
     tokens: int | None = None,
     bfloat16: bool = False,
+    edges: bool = True,
     progress: Step | None = None,
 ) -> Array:
     """Counts of pixels [N,V,V+3] of a model's predictions, in the order of the rows.
@@ -43,28 +44,38 @@ def predict_counts(
         collate: reads images, and knows protocol and classes.
         tokens: of a batch, in patches of 16 x 16 pixels; None: as suits the model's device.
         bfloat16: under autocast, for a quick look while training; a final number is float32.
+        edges: whether bands along edges are counted too, as in `pixel_counts`.
         progress: called with (rows done, rows, None).
     """
     classes = len(collate.task.names)
     found = np.zeros((len(rows), classes, classes + BANDS), dtype=np.int32)
-    for numbers, chosen, logits in logits_of_batches(model, rows, collate, tokens=tokens, bfloat16=bfloat16):
+    for numbers, chosen, _, logits in logits_of_batches(
+        model, rows, _images(collate), tokens=tokens, bfloat16=bfloat16
+    ):
         for number, row, own in zip(numbers, chosen, logits, strict=True):
             truth = collate.task.truth(row["label_map"], collate.reader.size)
-            found[number] = pixel_counts(predicted_map(own, truth.shape)[None], truth[None], classes)[0]
+            said = predicted_map(own, truth.shape)
+            found[number] = pixel_counts(said[None], truth[None], classes, edges=edges)[0]
         if progress is not None:
             progress(int(numbers[-1]) + 1, len(rows), None)
     return found
 
 
+def _images(collate: SegmentationCollator) -> Callable[[Sequence[Any]], dict[str, Tensor]]:
+    """Collates images without their label maps, which are read once, where they are counted."""
+    return lambda rows: collate([{name: value for name, value in row.items() if name != "label_map"} for row in rows])
+
+
 def predicted_map(logits: Tensor, size: tuple[int, ...]) -> Array:
     """The class of each pixel at a size, [H,W], from logits [V,h,w]."""
-    return np.asarray(resized_logits(logits.unsqueeze(0).float(), size)[0].argmax(0).cpu().numpy())
+    resized = resized_logits(logits.unsqueeze(0).float(), size)[0]
+    return np.asarray(resized.max(0).indices.cpu().numpy())  # on a CPU argmax takes four times as long
 
 
 def predicted_maps(model: PreTrainedModel, rows: Any, collate: SegmentationCollator) -> list[Array]:
     """What a model sees in each of a few rows, [H,W] each, at the size of the metrics."""
     found: dict[int, Array] = {}
-    for numbers, chosen, logits in logits_of_batches(model, rows, collate):
+    for numbers, chosen, _, logits in logits_of_batches(model, rows, _images(collate)):
         for number, row, own in zip(numbers, chosen, logits, strict=True):
             found[int(number)] = predicted_map(own, collate.task.truth(row["label_map"], collate.reader.size).shape)
     return [found[number] for number in range(len(rows))]
@@ -84,8 +95,7 @@ def pixel_fidelity(
     `collate` reads images for the teacher too, where its reader is another; both models are on one device.
     """
     same, divergence, pixels, done = 0, 0.0, 0, 0
-    for numbers, chosen, logits in logits_of_batches(student, rows, collate):
-        batch = {name: value.to(student.device) for name, value in collate(chosen).items()}
+    for numbers, _, batch, logits in logits_of_batches(student, rows, collate):
         with torch.inference_mode():
             theirs = teacher(**inputs_for(teacher, own_columns(batch, TEACHERS))).logits
         mask = collate.task.masks(batch)["outputs"]
@@ -121,8 +131,8 @@ def beside(
     classes = len(collate.task.names)
     counts = np.zeros((len(rows), classes, classes + BANDS), dtype=np.int32)
     largest, same, places = 0.0, 0, 0
-    for numbers, chosen, logits in logits_of_batches(model, rows, collate):
-        theirs = torch.as_tensor(np.asarray(runner(collate(chosen))))
+    for numbers, chosen, batch, logits in logits_of_batches(model, rows, _images(collate)):
+        theirs = torch.as_tensor(np.asarray(runner(batch)))
         largest = max(largest, float((theirs - logits).abs().max())) if theirs.isfinite().all() else math.nan
         same += int((theirs.argmax(1) == logits.argmax(1)).sum())
         places += logits.argmax(1).numel()

@@ -43,6 +43,9 @@ def tap_features(model: PreTrainedModel, features: Features, recorder: Recorder,
             while isinstance(output, tuple):
                 output = output[0]
             prefix = prefix_tokens(model) if features.listed else features.prefix
+            if output.ndim != 4 and stage not in grids:
+                what = "The stages of this model are tokens whose grid isn't known"
+                raise ModelError(problem(what, given=type(model).__name__, do="Distil its logits"))
             value = output if output.ndim == 4 else as_map(output[:, prefix:], grids[stage])
             recorder.keep("features", stage, channels_first(model, value) if output.ndim == 4 else value)
 

@@ -35,13 +35,14 @@ BANDS = 3
 QUARTER = "_quarter"
 
 
-def pixel_counts(predicted: Array, labels: Array, classes: int) -> Array:
+def pixel_counts(predicted: Array, labels: Array, classes: int, *, edges: bool = True) -> Array:
     """What all metrics need of a batch of images: [B, V, V + 3] int32.
 
     Args:
         predicted: class numbers, [B, H, W].
         labels: class numbers, [B, H, W]; -100 where a pixel is void.
         classes: V.
+        edges: whether to count the bands along edges too, which is most of the work; else they are 0.
 
     Returns:
         For each image and true class k (rows): how many of its pixels were predicted as each class (columns 0 … V - 1);
@@ -63,15 +64,15 @@ def pixel_counts(predicted: Array, labels: Array, classes: int) -> Array:
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < classes:
             given = f"{numbers.min()} to {numbers.max()}"
             raise DataError(message(f"{what} are class numbers from 0 to {classes - 1}", given=given))
-    return np.stack([_image_counts(said, true, classes) for said, true in zip(predicted, labels, strict=True)])
+    return np.stack([_image_counts(said, true, classes, edges) for said, true in zip(predicted, labels, strict=True)])
 
 
-def _image_counts(predicted: Array, labels: Array, classes: int) -> Array:
+def _image_counts(predicted: Array, labels: Array, classes: int, edges: bool) -> Array:
     """[V, V + 3] of one image [H, W]: one pass over its pixels, each of which is a number out of V x V x 4."""
     known = labels != VOID
-    edges, said_edges = edge_bands(labels), edge_bands(np.where(known, predicted, VOID))
+    bands = 2 * edge_bands(labels) + edge_bands(np.where(known, predicted, VOID)) if edges else 0
     pairs = labels.astype(np.int64) * classes + predicted
-    numbers = np.where(known, 4 * pairs + 2 * edges + said_edges, 4 * classes**2)
+    numbers = np.where(known, 4 * pairs + bands, 4 * classes**2)
     found = np.bincount(numbers.ravel(), minlength=4 * classes**2 + 1)[:-1].reshape(classes, classes, 2, 2)
     true, said, both = found[:, :, 1].sum(axis=(1, 2)), found[:, :, :, 1].sum(axis=(0, 2)), found[:, :, 1, 1].diagonal()
     return np.concatenate([found.sum(axis=(2, 3)), np.stack([true, said, both], axis=1)], axis=1).astype(np.int32)

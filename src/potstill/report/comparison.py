@@ -16,7 +16,7 @@ from potstill.report.comparison_plots import attention_plots, difference_plot, f
 from potstill.report.details import Facts
 from potstill.report.markdown import escape, markdown_table
 from potstill.report.roles import Role, role
-from potstill.report.tables import Cell, Column, Results, Row, Table, estimate, table
+from potstill.report.tables import Cell, Column, Results, Row, Table, batch_sizes, estimate, table
 
 WORDS = {"helped": "better", "harm": "worse", "no_difference": "can't be told apart"}
 VERDICTS = {
@@ -176,6 +176,7 @@ def behaviour_table(results: Results) -> Table | None:
 def cost_table(results: Results) -> Table | None:
     """What every variant took to train, and takes to run."""
     rows = []
+    sizes = batch_sizes(model["cost"] or {} for model in (results["teacher"], *results["cells"]))
     for cell in [None, *results["cells"]]:
         model = results["teacher"] if cell is None else cell
         took, cost = model["training"] or {}, model["cost"] or {}
@@ -187,7 +188,7 @@ def cost_table(results: Results) -> Table | None:
             Cell(formats.count(cost.get("parameters"))),
             Cell(formats.size(cost.get("bytes"))),
             Cell(formats.count(cost.get("macs"))),
-            *(Cell(formats.milliseconds((latency.get(size) or {}).get("p50_ms"))) for size in ("1", "32")),
+            *(Cell(formats.milliseconds((latency.get(size) or {}).get("p50_ms"))) for size in sizes),
         )
         rows.append(Row(model["title"], cells, role=cell_role(results, cell) if cell else role("teacher")))
     heads = [
@@ -197,8 +198,7 @@ def cost_table(results: Results) -> Table | None:
         Column("Parameters"),
         Column("Size on disk"),
         Column("Multiply-adds", "a row"),
-        Column("Latency, batch 1", "p50"),
-        Column("Latency, batch 32", "p50"),
+        *(Column(f"Latency, batch {size}", "p50") for size in sizes),
     ]
     return table("What every variant costs", "Variant", heads, rows)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from potstill.report import formats
 from potstill.report.drawing import Plot, draw, legend
 from potstill.report.roles import INK, MUTED, PAPER, Role, export_role, metric_info, ordered_models, role, title_of
-from potstill.report.tables import Cell, Results, Row, table
+from potstill.report.tables import Cell, Results, Row, batch_sizes, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,7 +131,7 @@ def trade_offs(results: Results) -> list[Plot]:
             latency(batch),
             formats.milliseconds,
         )
-        for batch in ("1", "32")
+        for batch in batch_sizes(mark.cost for mark in marks(results))
     ]
     drawn.append(
         _against(results, "size", "Quality against size", "Bytes on disk", lambda cost: cost.get("bytes"), formats.size)

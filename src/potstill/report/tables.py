@@ -132,6 +132,11 @@ def _fidelity_rows(models: Sequence[Any], exports: Sequence[Any]) -> list[Row]:
     ]
 
 
+def batch_sizes(costs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The sizes of the batches that were timed, the smallest first."""
+    return sorted({size for cost in costs for size in cost.get("latency") or {}}, key=int)
+
+
 def _cost_rows(costs: Sequence[Mapping[str, Any]], unit: str) -> list[Row]:
     def row(label: str, key: str, form: Form, note: str = "") -> Row:
         return Row(label, tuple(Cell(form(cost.get(key))) for cost in costs), note)
@@ -141,9 +146,6 @@ def _cost_rows(costs: Sequence[Mapping[str, Any]], unit: str) -> list[Row]:
         late = formats.milliseconds(times.get("p95_ms"))
         return Cell(formats.milliseconds(times.get("p50_ms")), f"p95 {late}" if late else "")
 
-    batches = sorted(
-        {batch for cost in costs for batch in cost.get("latency") or {}}, key=lambda name: (len(name), name)
-    )
     shapes = dict.fromkeys(str(cost["macs_at"]) for cost in costs if cost.get("macs_at"))
     return [
         row("Parameters", "parameters", formats.count),
@@ -163,7 +165,7 @@ def _cost_rows(costs: Sequence[Mapping[str, Any]], unit: str) -> list[Row]:
         ),
         *(
             Row(f"Latency, batch{formats.NBSP}{batch}", tuple(latency(cost, batch) for cost in costs), "p50 a batch")
-            for batch in batches
+            for batch in batch_sizes(costs)
         ),
         row("Throughput", "throughput_per_s", formats.per_second, f"{unit} a second"),
         row("Peak memory", "peak_memory_bytes", formats.size),
@@ -222,7 +224,7 @@ def comparison_table(results: Results) -> Table | None:
 def export_table(results: Results) -> Table | None:
     """Each exported file, loaded again and compared with the student."""
     exports = list(results.get("exports") or [])
-    info = metric_info(results, results["primary"])
+    info, sizes = metric_info(results, results["primary"]), batch_sizes(exports)
     rows = []
     for index, export in enumerate(exports):
         latency = export.get("latency") or {}
@@ -231,9 +233,10 @@ def export_table(results: Results) -> Table | None:
             Cell(formats.percent(export.get("agreement"), 2)),
             Cell(formats.value((export.get("metrics") or {}).get(results["primary"]), info)),
             Cell(formats.size(export.get("bytes"))),
-            *(Cell(formats.milliseconds((latency.get(batch) or {}).get("p50_ms"))) for batch in ("1", "32")),
+            *(Cell(formats.milliseconds((latency.get(batch) or {}).get("p50_ms"))) for batch in sizes),
             Cell(formats.per_second(export.get("throughput_per_s"))),
         )
         rows.append(Row(str(export["title"]), cells, str(export.get("file") or ""), export_role(index)))
-    heads = ("Largest |Δ logit|", "Agreement", str(info["name"]), "Size", "p50, batch 1", "p50, batch 32", "Throughput")
+    times = [f"p50, batch {size}" for size in sizes]
+    heads = ("Largest |Δ logit|", "Agreement", str(info["name"]), "Size", *times, "Throughput")
     return table("Exported files beside the student", "File", heads, rows)

@@ -58,10 +58,15 @@ def _of_mapping(given: Mapping[str, Any]) -> PreTrainedConfig:
     kind = _kind(given)
     _require_known(given, kind)
     try:
-        return kind(**{key: value for key, value in given.items() if key != MODEL_TYPE})
+        made = kind(**{key: value for key, value in given.items() if key != MODEL_TYPE})
     except Exception as error:  # each kind of configuration raises its own
         what = f"The {given[MODEL_TYPE]} configuration refuses a value"
         raise ModelError(problem(what, given=" ".join(str(error).split()))) from None
+    depths, widths = (getattr(made, name, None) for name in ("depths", "hidden_sizes"))
+    if isinstance(depths, list | tuple) and isinstance(widths, list | tuple) and len(depths) != len(widths):
+        what = f"Each stage of a {given[MODEL_TYPE]} has a depth and a width"
+        raise ModelError(problem(what, given=f"depths {list(depths)}, hidden_sizes {list(widths)}"))
+    return made
 
 
 def _kind(given: Mapping[str, Any]) -> type[PreTrainedConfig]:

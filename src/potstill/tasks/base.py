@@ -265,7 +265,7 @@ def _random(
                 trust_remote_code=trust_remote_code,
                 **({} if attention is None else {"attn_implementation": attention}),
             )
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, ImportError) as error:
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, LookupError, ImportError) as error:
         raise ModelError(
             problem(
                 f"No model of this task can be built from this {made.model_type} config",
