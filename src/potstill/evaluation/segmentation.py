@@ -10,7 +10,7 @@ Decisions:
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,9 @@ from potstill.knowledge import TEACHERS, Knowledge, inputs_for, own_columns
 from potstill.metrics import Array
 from potstill.metrics.segmentation import BANDS, pixel_counts
 from potstill.tasks.semantic_segmentation import SegmentationCollator, resized_logits
+
+DEVICE_PATCHES = 8192
+"""Of 16 x 16 pixels, in a batch on an accelerator: a SegFormer-B2 takes 4 GB for them."""
 
 
 def predict_counts(
@@ -49,9 +52,7 @@ def predict_counts(
     """
     classes = len(collate.task.names)
     found = np.zeros((len(rows), classes, classes + BANDS), dtype=np.int32)
-    for numbers, chosen, _, logits in logits_of_batches(
-        model, rows, _images(collate), tokens=tokens, bfloat16=bfloat16
-    ):
+    for numbers, chosen, _, logits in _over(model, rows, _images(collate), tokens, bfloat16):
         for number, row, own in zip(numbers, chosen, logits, strict=True):
             truth = collate.task.truth(row["label_map"], collate.reader.size)
             said = predicted_map(own, truth.shape)
@@ -59,6 +60,15 @@ def predict_counts(
         if progress is not None:
             progress(int(numbers[-1]) + 1, len(rows), None)
     return found
+
+
+def _over(
+    model: PreTrainedModel, rows: Any, collate: Any, tokens: int | None = None, bfloat16: bool = False
+) -> Iterator[Any]:
+    """`logits_of_batches`, on a device in smaller ones: a patch holds more in maps than a token in a text."""
+    if tokens is None and model.device.type != "cpu":
+        tokens = DEVICE_PATCHES
+    return logits_of_batches(model, rows, collate, tokens=tokens, bfloat16=bfloat16)
 
 
 def _images(collate: SegmentationCollator) -> Callable[[Sequence[Any]], dict[str, Tensor]]:
@@ -75,7 +85,7 @@ def predicted_map(logits: Tensor, size: tuple[int, ...]) -> Array:
 def predicted_maps(model: PreTrainedModel, rows: Any, collate: SegmentationCollator) -> list[Array]:
     """What a model sees in each of a few rows, [H,W] each, at the size of the metrics."""
     found: dict[int, Array] = {}
-    for numbers, chosen, _, logits in logits_of_batches(model, rows, _images(collate)):
+    for numbers, chosen, _, logits in _over(model, rows, _images(collate)):
         for number, row, own in zip(numbers, chosen, logits, strict=True):
             found[int(number)] = predicted_map(own, collate.task.truth(row["label_map"], collate.reader.size).shape)
     return [found[number] for number in range(len(rows))]
@@ -95,7 +105,7 @@ def pixel_fidelity(
     `collate` reads images for the teacher too, where its reader is another; both models are on one device.
     """
     same, divergence, pixels, done = 0, 0.0, 0, 0
-    for numbers, _, batch, logits in logits_of_batches(student, rows, collate):
+    for numbers, _, batch, logits in _over(student, rows, collate):
         with torch.inference_mode():
             theirs = teacher(**inputs_for(teacher, own_columns(batch, TEACHERS))).logits
         mask = collate.task.masks(batch)["outputs"]
@@ -131,7 +141,7 @@ def beside(
     classes = len(collate.task.names)
     counts = np.zeros((len(rows), classes, classes + BANDS), dtype=np.int32)
     largest, same, places = 0.0, 0, 0
-    for numbers, chosen, batch, logits in logits_of_batches(model, rows, _images(collate)):
+    for numbers, chosen, batch, logits in _over(model, rows, _images(collate)):
         theirs = torch.as_tensor(np.asarray(runner(batch)))
         largest = max(largest, float((theirs - logits).abs().max())) if theirs.isfinite().all() else math.nan
         same += int((theirs.argmax(1) == logits.argmax(1)).sum())
