@@ -76,7 +76,7 @@ class ImageReader:
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """[3,H,W] float32 of a Pillow image, or of a uint8 tensor [3,h,w], [1,h,w] or [h,w]."""
-        picture = as_rgb(_picture(image) if isinstance(image, Tensor) else image)
+        picture = as_rgb(image)
         if self.processor is not None:
             return torch.as_tensor(self.processor(picture, return_tensors="pt")["pixel_values"][0])
         if self.resize is not None:
@@ -237,12 +237,6 @@ def _channels(values: Any, default: float) -> tuple[float, ...]:
         return (default,) * 3
     listed = [float(value) for value in (values if isinstance(values, list | tuple) else [values])]
     return tuple(listed * 3 if len(listed) == 1 else listed)
-
-
-def _picture(pixels: Tensor) -> Image.Image:
-    """A Pillow image of a uint8 tensor; grey is repeated."""
-    pixels = pixels if pixels.ndim == 3 else pixels.unsqueeze(0)
-    return Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
 
 
 def _resized(picture: Image.Image, to: Size | int, resample: int) -> Image.Image:
