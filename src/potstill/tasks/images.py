@@ -113,15 +113,17 @@ def load_image_reader(
         ModelError: the processor is there and can't be read, neither it nor a config is there, or the processor gives
             images of several sizes and `size` isn't given.
     """
-    described = timm_processor(path)
+    stored = (Path(path) / STORED).is_file()
+    described = None if stored else timm_processor(path)
     if described is not None:
         return reader_of(described, size=size)
     try:
         with quiet_transformers():
             load: Any = AutoImageProcessor.from_pretrained
-            processor = load(path, backend="pil", trust_remote_code=trust_remote_code)
+            named = {"image_processor_filename": STORED} if stored else {}  # of a timm model's it would read the config
+            processor = load(path, backend="pil", trust_remote_code=trust_remote_code, **named)
     except (OSError, ValueError, ImportError) as error:
-        if (Path(path) / STORED).is_file():
+        if stored:
             raise ModelError(
                 problem(
                     f"The image processor of '{path}' can't be read",
