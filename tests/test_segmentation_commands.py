@@ -20,6 +20,7 @@ from potstill.evaluating import evaluate_folder
 from potstill.export import OnnxModel
 from potstill.prediction import load_classifier, predict
 from potstill.shipping import export_folder
+from potstill.tasks import pictures
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,31 @@ def test_maps_that_cannot_be_written_are_told_before_anything_is(made: Any, tmp_
     classifier = Path(tiny_image_model(tmp_path / "model"))
     with pytest.raises(DataError, match="Only models of semantic segmentation give maps"):
         predict(classifier, ["a.png"], maps=tmp_path / "maps")
+
+
+def test_a_map_never_takes_the_place_of_an_image(made: Any, tmp_path: Path) -> None:
+    outcome, _ = made
+    files = [tmp_path / "one.png", tmp_path / "two.png"]
+    for file in files:
+        shapes(3)[0].save(file)
+    before = [file.read_bytes() for file in files]
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "one.png").symlink_to(files[0])
+    for maps in (tmp_path, tmp_path / "maps"):
+        with pytest.raises(DataError, match=r"map would take the place of an image.*one.png.*another --maps folder"):
+            predict(outcome.student, [str(file) for file in files], maps=maps)
+    with pytest.raises(DataError, match=r"map would take the place of an image.*two.png"):
+        predict(outcome.student, [str(tmp_path / "maps" / "one.png"), str(files[1])], maps=tmp_path)
+    assert [file.read_bytes() for file in files] == before and not (tmp_path / "maps" / "two.png").exists()
+
+
+def test_predict_decodes_an_image_once(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome, _ = made
+    shapes(3)[0].save(tmp_path / "one.png")
+    read, image_bytes = [], pictures.image_bytes
+    monkeypatch.setattr(pictures, "image_bytes", lambda stored: read.append(stored) or image_bytes(stored))
+    predict(outcome.student, [str(tmp_path / "one.png")], maps=tmp_path / "maps")
+    assert len(read) == 1
 
 
 def test_classes_beside_a_model_are_its_own(tmp_path: Path) -> None:

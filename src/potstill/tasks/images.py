@@ -323,12 +323,18 @@ class ReadsImages:
             return stored.add_column("length", np.full(len(rows), patches(reader), dtype=np.int64))
 
     def batch_of(
-        self, reader: ImageReader, model: PreTrainedModel, files: Sequence[str], pairs: Sequence[str] | None = None
+        self,
+        reader: ImageReader,
+        model: PreTrainedModel,
+        files: Sequence[str | Image.Image],
+        pairs: Sequence[str] | None = None,
     ) -> Mapping[str, Any]:
-        """Files of images as one batch. Raises `DataError` for one that can't be read, and where there are pairs."""
+        """Files of images, or decoded ones, as one batch. Raises `DataError` for one that can't be read, and where
+        there are pairs."""
         if pairs:
             raise DataError(problem("Images have no second text", given=f"{len(pairs)} texts", do="Leave out --pair"))
-        return {"pixel_values": torch.stack([reader(decoded({"path": str(file)})) for file in files])}
+        stored = [file if isinstance(file, Image.Image) else {"path": str(file)} for file in files]
+        return {"pixel_values": torch.stack([reader(decoded(one)) for one in stored])}
 
     def sample(self, reader: ImageReader, rows: Rows, count: int, *, long: bool = False) -> Sample:
         """All images have one size as they are read."""
