@@ -10,11 +10,13 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from pictures import picture, png, put, stored
 
+from potstill.data import load as module
 from potstill.data.images import (
     PIXELS,
     ImageColumns,
     decoded_once,
     guess_image_columns,
+    image_names,
     with_image_columns,
 )
 from potstill.data.labels import encode_labels, infer_labels
@@ -71,6 +73,32 @@ def test_parquet_with_images_and_with_plain_bytes(tmp_path: Path) -> None:
     assert dataset["train"].features["blob"] == Value("binary")
     assert dataset["train"][1]["img"].tobytes() == picture(3).tobytes()
     assert with_image_columns(DatasetDict()) == {}
+
+
+def test_a_split_may_hold_more_than_two_gigabytes_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine rows that share the memory of one, which nobody writes to: more than the offsets of one array count."""
+    size = 2**28
+    offsets = pa.py_buffer(np.array([0, size], np.int32))
+    files = pa.Array.from_buffers(pa.binary(), 1, [None, offsets, pa.py_buffer(bytes(size))])
+    row = pa.StructArray.from_arrays([files, pa.array(["a/1.png"])], ["bytes", "path"])
+    table = pa.table({"image": pa.chunked_array([row] * 9)})
+    monkeypatch.setattr(module, "read_table", lambda path: table)
+    dataset, _ = load_with_notes(Source(files={"train": "large.parquet"}))
+    assert isinstance(dataset["train"].features["image"], Image)
+    assert image_names(dataset["train"], "image") == ["a/1.png"] * 9
+
+
+def test_a_column_that_is_called_as_that_of_our_keys_stays() -> None:
+    rows = Dataset.from_dict(
+        {"pixels": [stored(picture(seed)) for seed in range(3)], "label": [0, 1, 0]},
+        features=Features({"pixels": Image(), "label": Value("int64")}),
+    )
+    columns, _ = guess_image_columns(DatasetDict(train=rows))
+    done, _ = decoded_once(DatasetDict(train=rows), columns)
+    assert done["train"][1]["pixels"].tobytes() == picture(1).tobytes()
+    assert columns.standard(done["train"], ["label"]).column_names == ["image", PIXELS, "label"]
+    again, _ = decoded_once(done, columns)
+    assert again["train"].column_names == done["train"].column_names
 
 
 def test_columns_are_guessed_and_said() -> None:

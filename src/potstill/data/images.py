@@ -3,8 +3,8 @@
 - Every image of every split is decoded, since a file that is cut off shows it only then; in threads, as Pillow leaves
   the interpreter's lock. Whatever is broken is told at once, with counts and the first names.
 - What isn't RGB is converted (`tasks.pictures`), and that is said; of an animation, the first frame is taken.
-- A row is known by its pixels: the hash of size and RGB values, in the column ``pixels``. Two files of one picture in
-  different formats without loss are the same row, and stay together when splits are cut.
+- A row is known by its pixels: the hash of size and RGB values, in the column ``__pixels__``. Two files of one picture
+  in different formats without loss are the same row, and stay together when splits are cut.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ MAPS = (
     *("label_map", "annotation", "annotations", "segmentation", "semantic_segmentation", "segmentation_mask"),
     *("mask", "label", "labels", "seg", "gt"),
 )
-PIXELS = "pixels"
+PIXELS = "__pixels__"  # a column of the data may well be called pixels
 _BATCH = 64
 _MODES = {
     "1": "black and white",
@@ -79,8 +79,8 @@ class ImageColumns:
         return [problem(f"The column '{name}' of {split} holds no images", given=given, do="Set data.columns.image")]
 
     def standard(self, rows: Dataset, kept: Sequence[str]) -> Dataset:
-        """``image``, decoded to a Pillow image when it is asked for, ``label_map`` and ``pixels`` where they are there,
-        and the columns `kept`."""
+        """``image``, decoded to a Pillow image when it is asked for, ``label_map`` and ``__pixels__`` where they are
+        there, and the columns `kept`."""
         names = {self.image: "image", **({} if self.label_map is None else {self.label_map: "label_map"})}
         also = [PIXELS] if PIXELS in rows.column_names else []
         rows = rows.select_columns([*names, *also, *kept])
@@ -224,7 +224,7 @@ def _starts_as_image(rows: Dataset, name: str) -> bool:
 
 
 def decoded_once(dataset: DatasetDict, columns: ImageColumns) -> tuple[DatasetDict, list[str]]:
-    """The data with a column ``pixels``, and notes on what will be converted. Each image is decoded here, once.
+    """The data with a column ``__pixels__``, and notes on what will be converted. Each image is decoded here, once.
 
     Raises:
         DataError: images are missing, broken or without a known range of values; counts and first names of each split.
@@ -273,8 +273,9 @@ def digest_of_images(rows: Dataset, column: str) -> bytes:
 
 def image_names(rows: Dataset, column: str) -> list[str]:
     """What to call each image: the end of its path, or its row (counted from 0)."""
-    table = rows.select_columns([column]).with_format("arrow")[:]
-    paths = table.column(column).combine_chunks().field("path").to_pylist()
+    batches = rows.select_columns([column]).with_format("arrow").iter(_BATCH)
+    chunks = (chunk for batch in batches for chunk in batch.column(column).chunks)  # files as one array may be too many
+    paths = (path for chunk in chunks for path in chunk.field("path").to_pylist())
     return ["/".join(Path(path).parts[-2:]) if path else f"row {row}" for row, path in enumerate(paths)]
 
 

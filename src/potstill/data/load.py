@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Value, load_dataset, load_from_disk
+from datasets.fingerprint import generate_random_fingerprint
 
 from potstill.checks import problem, unknown_name
 from potstill.data.columns import LABELS, Columns, guess_columns, text_keys
@@ -307,7 +308,9 @@ def _from_files(files: Mapping[str, str | Sequence[str]]) -> tuple[DatasetDict, 
         problems.append(str(error))
     if problems:
         raise DataError("\n".join(problems))
-    return _renamed(DatasetDict({split: Dataset(table) for split, table in tables.items()}))
+    # without a fingerprint of their own, tables are pickled for one, which ends at 2 GB
+    found = {split: Dataset(table, fingerprint=generate_random_fingerprint()) for split, table in tables.items()}
+    return _renamed(DatasetDict(found))
 
 
 def _joined(split: str, tables: Sequence[pa.Table]) -> pa.Table:
