@@ -56,6 +56,52 @@ def test_a_folder_a_class_without_splits_and_a_test_split_without_classes(tmp_pa
     assert list(dataset) == ["train"] and notes == ["test: left out, since none of its 1 rows has a label"]
 
 
+def test_splits_are_known_in_capitals(tmp_path: Path) -> None:
+    for split in ("Train", "VAL", "Test"):
+        put(tmp_path / split / "cat" / "1.png", picture(1))
+    dataset, notes = load_with_notes(Source(name=str(tmp_path)))
+    assert set(dataset) == {"train", "validation", "test"}
+    assert "test: the split that is called 'Test' there" in notes and len(notes) == 3
+
+
+def test_folders_of_classes_may_be_links(tmp_path: Path) -> None:
+    """Two links to one folder are two classes; one that leads back to a folder above ends there."""
+    put(tmp_path / "elsewhere" / "1.png", picture(1))
+    put(tmp_path / "elsewhere" / ".hidden" / "2.png", picture(2))
+    put(tmp_path / "data" / "cow" / "3.png", picture(3))
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "cow" / "back").symlink_to(tmp_path / "data")
+    dataset, notes = load_with_notes(Source(name=str(tmp_path / "data")))
+    rows = dataset["train"]
+    assert rows.features["label"].names == ["cat", "cow", "dog"] and notes == []
+    assert rows["label"][:] == [0, 1, 2] and rows[2]["image"].tobytes() == picture(1).tobytes()
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "train" / "cat" / "1.png", picture(1))
+
+    def scandir(path: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.scandir", scandir)
+    with pytest.raises(DataError, match=r"train can't be read. Got: Permission denied"):
+        load_with_notes(Source(name=str(tmp_path)))
+
+
+def test_folders_of_images_beside_the_splits_are_said_or_refused(tmp_path: Path) -> None:
+    put(tmp_path / "train" / "cat" / "1.png", picture(1))
+    put(tmp_path / "holdout" / "cat" / "2.png", picture(2))
+    put(tmp_path / "notes" / "a.txt", b"no")
+    dataset, notes = load_with_notes(Source(name=str(tmp_path)))
+    assert list(dataset) == ["train"]
+    assert notes == ["holdout: left out, a folder of images beside the splits that isn't called after one"]
+    for name in ("bus", "car", "train"):
+        put(tmp_path / "vehicles" / name / "1.png", picture(1))
+    with pytest.raises(DataError, match=r"called after a split.*beside others.*splits train; others bus, car"):
+        load_with_notes(Source(name=str(tmp_path / "vehicles")))
+
+
 def test_a_folder_without_images_says_how_images_lie(tmp_path: Path) -> None:
     put(tmp_path / "train" / "cat" / "notes.txt", b"no")
     with pytest.raises(DataError, match="images lie in train/CLASS/"):

@@ -359,11 +359,12 @@ def _cast(table: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
 
 
 def _renamed(dataset: DatasetDict) -> tuple[DatasetDict, list[str]]:
-    """Splits under our names. A usual other name is taken where ours is free."""
+    """Splits under our names, in lower case. A usual other name is taken where ours is free."""
     notes: list[str] = []
     done: dict[str, Dataset] = {}
     for name, rows in dataset.items():
-        ours = ALIASES.get(name.lower(), name)
+        low = name.lower()
+        ours = ALIASES.get(low, low if low in SPLITS else name)
         if ours != name and ours not in dataset:
             if ours in done:
                 raise DataError(problem(f"Two splits mean {ours}", given=", ".join(dataset), do="Name one of them"))
