@@ -183,8 +183,7 @@ def _images_of(data: str, task: Task, reader: Any) -> Iterator[Mapping[str, Any]
     found, _ = load.load_with_notes(
         load.Source(**{"files": {"train": data}} if Path(data).is_file() else {"name": data})
     )
-    rows = just_images(found)
-    drawn = rows.shuffle(seed=0).select(range(min(CALIBRATION_ROWS, len(rows))))
+    drawn = just_images(found, CALIBRATION_ROWS)
     return _calibration(task.encode(drawn, reader, max_length=0), task.collator(reader))
 
 

@@ -10,6 +10,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from pictures import picture, png, put, stored
 
+from potstill.data import images
 from potstill.data import load as module
 from potstill.data.images import (
     PIXELS,
@@ -17,12 +18,14 @@ from potstill.data.images import (
     decoded_once,
     guess_image_columns,
     image_names,
+    just_images,
     with_image_columns,
 )
 from potstill.data.labels import encode_labels, infer_labels
 from potstill.data.load import Source, load_with_notes, missing_splits, overlap_warnings
 from potstill.data.rows import standard_columns
 from potstill.errors import DataError
+from potstill.tasks.pictures import decoded
 
 
 def rows_of(*images: Any, **columns: Any) -> Dataset:
@@ -222,6 +225,16 @@ def test_conversions_and_animations_are_said() -> None:
     assert notes[1] == "train: 1 images have several frames, of which the first is taken: x/moving.gif"
     assert "16 bit, scaled to 8 (mode I;16), first row 0" in notes[2]
     assert len(set(done["train"][PIXELS])) == 5
+
+
+def test_only_what_is_drawn_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of(*(stored(picture(seed)) for seed in range(20)))
+    seen: list[Any] = []
+    monkeypatch.setattr(images, "decoded", lambda one: seen.append(one) or decoded(one))
+    found = just_images(DatasetDict(train=rows), 3)
+    expected = rows.shuffle(seed=0).select(range(3))
+    assert len(seen) == 3 and [one.tobytes() for one in found["image"]] == [one.tobytes() for one in expected["image"]]
+    assert len(just_images(DatasetDict(other=rows), 30)) == 20
 
 
 def test_a_row_is_known_by_its_pixels() -> None:

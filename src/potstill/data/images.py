@@ -22,6 +22,7 @@ from datasets import Dataset, DatasetDict, Image, Value
 from potstill.checks import first_few, problem
 from potstill.data.columns import find_label, first_split, guess_note, missing_column
 from potstill.errors import DataError
+from potstill.tasks.base import bars_on_a_terminal
 from potstill.tasks.pictures import RANGELESS, as_rgb, decoded, image_bytes, opened
 
 IMAGES = ("image", "img", "picture", "photo", "pixel_values", "jpg", "png")
@@ -140,10 +141,14 @@ def guess_image_columns(
     return ImageColumns(found["image"], label, found.get("label_map")), [*notes, *said]
 
 
-def just_images(dataset: DatasetDict) -> Dataset:
-    """The images of train, or else of the first split, checked, in a column ``image``. Raises `DataError` for none."""
+def just_images(dataset: DatasetDict, most: int) -> Dataset:
+    """A fixed draw of at most so many images of train, or else of the first split, checked, in a column ``image``.
+    Raises `DataError` for none."""
     columns, _ = guess_image_columns(dataset, labelled=False)
-    seen, _ = columns.looked_at(DatasetDict({"train": first_split(dataset)}))
+    rows = first_split(dataset)
+    drawn = rows.shuffle(seed=0).select(range(min(most, len(rows))))
+    with bars_on_a_terminal():  # rows that were drawn are put in their order
+        seen, _ = columns.looked_at(DatasetDict({"train": drawn}))
     return columns.standard(seen["train"], ())
 
 
