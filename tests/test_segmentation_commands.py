@@ -146,3 +146,23 @@ def test_convolutions_become_int8_by_images_that_are_named(tmp_path: Path) -> No
         export_folder(network, tmp_path / "out", ["onnx-int8"])
     (int8,) = export_folder(network, tmp_path / "out", ["onnx-int8"], data)
     assert Path(int8["file"]).exists() and not (tmp_path / "out" / "model.onnx").exists()
+
+
+@pytest.mark.slow
+def test_an_export_replaces_only_what_is_asked_for_and_only_whole(tmp_path: Path) -> None:
+    """The folder that it writes to by default holds the run's own files."""
+    network, vit = (Path(tiny_image_model(tmp_path / name, name)) for name in ("mobilenet_v2", "vit"))
+    out = tmp_path / "export"
+    out.mkdir()
+    for name in ("model.onnx", "model-int8.onnx"):
+        (out / name).write_bytes(b"the run's own")
+    with pytest.raises(ExportError, match=r"--data FOLDER"):
+        export_folder(network, out, ["onnx", "onnx-int8"])
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == {
+        "model.onnx": b"the run's own",
+        "model-int8.onnx": b"the run's own",
+    }
+    (int8,) = export_folder(vit, out, ["onnx-int8"])
+    assert int8["file"] == str(out / "model-int8.onnx") and int8["bytes"] == Path(int8["file"]).stat().st_size > 1000
+    assert {file.name for file in out.iterdir()} == {"model.onnx", "model-int8.onnx"}
+    assert (out / "model.onnx").read_bytes() == b"the run's own"
