@@ -138,8 +138,9 @@ def _same_classes(bench: Workbench, path: str, whose: str = "The student's check
     """Refuse a model whose head was trained for other classes, or for these in another order."""
     names = head_names(path, bench.recipe.teacher.trust_remote_code)
     wanted = list(bench.task.names)
-    unnamed = names is None or generic(names)
-    if bench.task.problem == "regression" or unnamed or same_classes(names, wanted, ordered=True):
+    if bench.task.problem == "regression" or names is None or generic(names):
+        return
+    if same_classes(names, wanted, ordered=True):
         return
     raise ModelError(
         problem(

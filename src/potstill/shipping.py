@@ -145,7 +145,7 @@ def export_folder(model: Path, folder: Path, formats: Sequence[str], data: str |
         batches, kind = [*batches, *_other_sizes(reader.size)], "single_label"
     with torch.inference_mode():
         logits = np.concatenate([_rows(loaded(**inputs_for(loaded, batch)).logits.numpy()) for batch in batches])
-    found = []
+    found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as beside:
         files = _write_files(loaded, reader, Path(beside), formats, calibration)
         for name in dict.fromkeys(formats):
