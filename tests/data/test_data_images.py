@@ -92,6 +92,14 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeyp
         load_with_notes(Source(name=str(tmp_path)))
 
 
+def test_a_folder_beside_the_splits_may_be_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As lost+found is, where a disk begins."""
+    put(tmp_path / "train" / "cat" / "1.png", picture(1))
+    put(tmp_path / "lost+found" / "2.png", picture(2))
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "lost+found")
+    assert load_with_notes(Source(name=str(tmp_path)))[1] == []
+
+
 def test_folders_of_images_beside_the_splits_are_said_or_refused(tmp_path: Path) -> None:
     put(tmp_path / "train" / "cat" / "1.png", picture(1))
     put(tmp_path / "holdout" / "cat" / "2.png", picture(2))

@@ -67,8 +67,8 @@ def read_image_folder(folder: Path, splits: Collection[str]) -> tuple[DatasetDic
 
 def _beside_splits(folder: Path, made: DatasetDict, others: Sequence[Path]) -> list[str]:
     """A note on folders beside the splits that hold images. Raises `DataError` where all of them may be classes."""
-    others = [path for path in others if any(file.suffix.lower() in SUFFIXES for file in _below(path))]
-    names = [path.name for path in others]
+    readable = [path for path in others if os.access(path, os.R_OK | os.X_OK)]
+    names = [path.name for path in readable if any(file.suffix.lower() in SUFFIXES for file in _below(path))]
     if names and all(list(rows.features) == ["image"] for rows in made.values()):
         raise DataError(
             problem(
