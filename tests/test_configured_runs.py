@@ -18,6 +18,7 @@ from potstill.pipeline import run
 from potstill.preflight import preflight, shape_text, start_student, student_notes
 from potstill.progress import Silent
 from potstill.recipe import load_recipe
+from potstill.students import configuration
 from potstill.workbench import prepare_workbench
 
 SMALL = {"model_type": "distilbert", "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32}
@@ -177,6 +178,20 @@ def test_a_student_reads_images_at_the_size_that_its_config_names(tmp_path: Path
         batch = read(same)
         assert batch["pixel_values"].shape[-2:] == (32, 48)
         assert "teacher_pixel_values" not in batch
+
+
+def test_the_size_of_the_recipe_comes_before_that_of_a_published_architecture(tmp_path: Path) -> None:
+    """Its configuration has the size that it was pretrained at, and it takes any."""
+    there, small = tmp_path / "there", {"model_type": "mobilenet_v2", "image_size": 16}
+    configuration(small).save_pretrained(there)
+    for config, size in ((str(there), (32, 48)), (small, (16, 16))):
+        recipe = image_recipe(tmp_path, {"config": config})
+        recipe["data"]["image_size"] = [32, 48]
+        bench = prepare_workbench(load_recipe(recipe), Silent().say)
+        assert bench.reader.size == size and bench.for_teacher.reader.size == (32, 48)
+    del recipe["data"]["image_size"]
+    recipe["student"]["config"] = str(there)
+    assert prepare_workbench(load_recipe(recipe), Silent().say).reader.size == (16, 16)
 
 
 def test_what_a_plan_says_of_new_models(tmp_path: Path) -> None:

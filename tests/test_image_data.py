@@ -53,6 +53,17 @@ def test_an_image_in_two_splits_is_said(tmp_path: Path) -> None:
     assert "12 of the 12 rows of test have an image that stands in train too" in told.text
 
 
+def test_a_split_that_is_left_out_is_not_decoded(tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        folder_of_classes(tmp_path / "data" / split)
+    (tmp_path / "data" / "unlabelled").mkdir()
+    (tmp_path / "data" / "unlabelled" / "broken.png").write_bytes(b"no")
+    told = Told()
+    assert (
+        "unlabelled" not in bench_of(tmp_path / "data", told).rows and "the split unlabelled is left out" in told.text
+    )
+
+
 def test_broken_files_stop_a_run_before_it_trains(tmp_path: Path) -> None:
     folder = folder_of_classes(tmp_path / "data")
     (folder / "light" / "3.png").write_bytes(b"no")

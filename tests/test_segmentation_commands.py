@@ -20,6 +20,7 @@ from potstill.evaluating import evaluate_folder
 from potstill.export import OnnxModel
 from potstill.prediction import load_classifier, predict
 from potstill.shipping import export_folder
+from potstill.tasks import pictures
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,31 @@ def test_maps_that_cannot_be_written_are_told_before_anything_is(made: Any, tmp_
         predict(classifier, ["a.png"], maps=tmp_path / "maps")
 
 
+def test_a_map_never_takes_the_place_of_an_image(made: Any, tmp_path: Path) -> None:
+    outcome, _ = made
+    files = [tmp_path / "one.png", tmp_path / "two.png"]
+    for file in files:
+        shapes(3)[0].save(file)
+    before = [file.read_bytes() for file in files]
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "one.png").symlink_to(files[0])
+    for maps in (tmp_path, tmp_path / "maps"):
+        with pytest.raises(DataError, match=r"map would take the place of an image.*one.png.*another --maps folder"):
+            predict(outcome.student, [str(file) for file in files], maps=maps)
+    with pytest.raises(DataError, match=r"map would take the place of an image.*two.png"):
+        predict(outcome.student, [str(tmp_path / "maps" / "one.png"), str(files[1])], maps=tmp_path)
+    assert [file.read_bytes() for file in files] == before and not (tmp_path / "maps" / "two.png").exists()
+
+
+def test_predict_decodes_an_image_once(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome, _ = made
+    shapes(3)[0].save(tmp_path / "one.png")
+    read, image_bytes = [], pictures.image_bytes
+    monkeypatch.setattr(pictures, "image_bytes", lambda stored: read.append(stored) or image_bytes(stored))
+    predict(outcome.student, [str(tmp_path / "one.png")], maps=tmp_path / "maps")
+    assert len(read) == 1
+
+
 def test_classes_beside_a_model_are_its_own(tmp_path: Path) -> None:
     folder = Path(tiny_segmenter(tmp_path / "model"))
     task, _, _ = load_classifier(folder)
@@ -120,3 +146,23 @@ def test_convolutions_become_int8_by_images_that_are_named(tmp_path: Path) -> No
         export_folder(network, tmp_path / "out", ["onnx-int8"])
     (int8,) = export_folder(network, tmp_path / "out", ["onnx-int8"], data)
     assert Path(int8["file"]).exists() and not (tmp_path / "out" / "model.onnx").exists()
+
+
+@pytest.mark.slow
+def test_an_export_replaces_only_what_is_asked_for_and_only_whole(tmp_path: Path) -> None:
+    """The folder that it writes to by default holds the run's own files."""
+    network, vit = (Path(tiny_image_model(tmp_path / name, name)) for name in ("mobilenet_v2", "vit"))
+    out = tmp_path / "export"
+    out.mkdir()
+    for name in ("model.onnx", "model-int8.onnx"):
+        (out / name).write_bytes(b"the run's own")
+    with pytest.raises(ExportError, match=r"--data FOLDER"):
+        export_folder(network, out, ["onnx", "onnx-int8"])
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == {
+        "model.onnx": b"the run's own",
+        "model-int8.onnx": b"the run's own",
+    }
+    (int8,) = export_folder(vit, out, ["onnx-int8"])
+    assert int8["file"] == str(out / "model-int8.onnx") and int8["bytes"] == Path(int8["file"]).stat().st_size > 1000
+    assert {file.name for file in out.iterdir()} == {"model.onnx", "model-int8.onnx"}
+    assert (out / "model.onnx").read_bytes() == b"the run's own"

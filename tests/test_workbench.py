@@ -8,6 +8,7 @@ from tiny import save_folder, tiny_model, tiny_texts, tiny_tokenizer
 from tiny_runs import Told, merged, tiny_files, tiny_recipe, write_csv
 
 from potstill.errors import DataError, ExportError, ModelError
+from potstill.labelled import same_classes
 from potstill.preflight import load_teacher, needed_bytes, preflight, shape_text, start_student
 from potstill.recipe import load_recipe
 from potstill.workbench import Workbench, label_array, prepare_workbench
@@ -164,6 +165,37 @@ def test_numbered_labels_with_names_are_renumbered_for_the_teacher(tmp_path: Pat
     known = dict(zip(texts, labels, strict=True))
     for row in bench.raw["train"]:
         assert row["labels"] == 1 - known[row["text"]]
+
+
+def test_classes_that_differ_in_case_alone_are_told_apart_by_it(tmp_path: Path) -> None:
+    texts, labels = tiny_texts(60)
+    rows = {"text": texts, "label": [("Good", "good")[label] for label in labels]}
+    files = {split: write_csv(tmp_path / f"case-{split}.csv", rows) for split in ("train", "validation", "test")}
+
+    def bench_for(*names: str, **changes: Any) -> Workbench:
+        model = tiny_model()
+        model.config.id2label, model.config.label2id = dict(enumerate(names)), {n: i for i, n in enumerate(names)}
+        path = str(save_folder(model, tmp_path / "-".join(names)))
+        made = {"data": {"files": files}, "teacher": {"model": path, "train": None}, **changes}
+        return bench_of(tiny_recipe(tmp_path, made), told)
+
+    told = Told()
+    bench = bench_for("good", "Good")
+    assert bench.task.names == ("good", "Good") and "put in the teacher's order" in told.text
+    known = dict(zip(texts, labels, strict=True))
+    assert all(row["labels"] == 1 - known[row["text"]] for row in bench.raw["train"])
+    with pytest.raises(ModelError, match="The teacher doesn't know the classes"):
+        bench_for("good", "GOOD")
+    student = {"from": "checkpoint", "layers": None, "model": str(tmp_path / "good-Good")}
+    with pytest.raises(ModelError, match="in another order"):
+        preflight(bench_for("Good", "good", student=student))
+
+
+def test_same_classes_in_order_and_without() -> None:
+    turned = ["Cat", "dog"], ["DOG", "cat"]
+    assert same_classes(*turned) and not same_classes(*turned, ordered=True)
+    assert not same_classes(["A", "a"], ["a", "A"], ordered=True) and same_classes(["A", "a"], ["a", "A"])
+    assert not same_classes(["A", "a", "b"], ["A", "b", "B"]) and not same_classes(["A", "b"], ["A", "a"])
 
 
 def test_a_checkpoint_with_its_classes_in_another_order_is_refused(tmp_path: Path) -> None:

@@ -50,12 +50,13 @@ def _splits(recipe: Recipe, guess: Guess, say: Say) -> tuple[Any, Any]:
     """The rows by split, those of train no more than the recipe's limit, and which columns hold what."""
     data = recipe.data
     found, notes = load.load_with_notes(source_of(data))
+    left_out = len(found) > 1 and found.pop(UNLABELLED, None) is not None  # before its images are decoded
     columns, guessed = guess(found, data.columns.model_dump(exclude_unset=True))
     found, seen = columns.looked_at(found)
     found, cut = load.missing_splits(found, validation=data.validation, test=data.test, columns=columns)
     for note in [*notes, *guessed, *seen, *cut]:
         say(note)
-    if found.pop(UNLABELLED, None) is not None:
+    if left_out:
         say("the split unlabelled is left out; to learn from such rows too, name their source under data.unlabelled")
     if data.limit is not None:
         found[TRAIN] = found[TRAIN].shuffle(seed=0).select(range(min(data.limit, len(found[TRAIN]))))
@@ -172,17 +173,18 @@ def _in_teachers_order(task: Classified, teacher: str, named: bool, trust_remote
         order = "as given by data.names" if named else "in the order found in the data"
         say(f"the teacher's classes have no names; they are taken to be {list(task.names)}, {order}")
         return task
-    if lowered(names) != lowered(task.names):
+    if not same_classes(names, task.names, ordered=True):
         say(f"classes are put in the teacher's order: {names}")
-    by_folded = {name.casefold(): name for name in task.names}
-    return replace(task, names=tuple(by_folded[name.casefold()] for name in names))
+    by_told = dict(zip(_told_apart(task.names), task.names, strict=True))
+    return replace(task, names=tuple(by_told[one] for one in _told_apart(names)))
 
 
 def same_classes(names: Sequence[str], others: Sequence[str], *, ordered: bool = False) -> bool:
-    """Whether a model's classes are those of the data, without regard to case; generic ones are, if as many."""
+    """Whether a model's classes are those of the data, without regard to case, unless it is all that tells some of
+    them apart; generic ones are, if as many."""
     if len(names) != len(others) or generic(names):
         return len(names) == len(others)
-    mine, theirs = lowered(names), lowered(others)
+    mine, theirs = _told_apart(names), _told_apart(others)
     return mine == theirs if ordered else set(mine) == set(theirs)
 
 
@@ -198,9 +200,10 @@ def other_classes(what: str, given: str, do: str) -> ModelError:
     )
 
 
-def lowered(names: Any) -> list[str]:
-    """Names to compare without regard to case."""
-    return [str(name).casefold() for name in names]
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Names to compare: without regard to case, unless some differ in nothing else."""
+    folded = [name.casefold() for name in names]
+    return folded if len(set(folded)) == len(folded) else list(names)
 
 
 def head_names(path: str, trust_remote_code: bool) -> list[str] | None:

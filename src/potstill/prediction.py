@@ -1,6 +1,7 @@
 """What a finished model says of texts or images: the class names of its config, and its probabilities; of a model of
 segmentation, which share of the image each class has, and the map itself."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,8 @@ def predict(
             in the colours of the classes.
 
     Raises `ModelError` for a folder without a model, and when texts and pairs differ in number; `DataError` for a file
-    that is no image, for `maps` of anything but a segmentation, and for two images whose maps would have one name.
+    that is no image, for `maps` of anything but a segmentation, for two images whose maps would have one name, and for
+    a map that would take the place of an image.
     """
     if pairs and len(pairs) != len(shown):
         given = f"{len(shown)} texts, {len(pairs)} seconds"
@@ -128,16 +130,34 @@ def _shares(
     require_whole(reader)
     names = [f"{Path(file).stem}.png" for file in files]
     if maps is not None:
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            do = "Name images of one folder at a time, or one --maps folder for each"
-            raise DataError(problem("Several images would have a map of one name", given=first_few(twice), do=do))
+        _require_room(files, [maps / name for name in names])
         maps.mkdir(parents=True, exist_ok=True)
     for file, name in zip(files, names, strict=True):
         picture = decoded({"path": str(file)})
-        batch = task.batch_of(reader, model, [file], pairs)
+        batch = task.batch_of(reader, model, [picture], pairs)
         with torch.inference_mode():
             numbers = predicted_map(model(**inputs_for(model, batch)).logits[0], (picture.height, picture.width))
         if maps is not None:
             task.classes.drawn(numbers).save(maps / name)
         pixels = [(called, float((numbers == number).mean())) for number, called in enumerate(task.names)]
         yield sorted((pair for pair in pixels if pair[1]), key=lambda pair: -pair[1])
+
+
+def _require_room(files: Sequence[str], maps: Sequence[Path]) -> None:
+    """Refuse two maps of one name, and a map that would be written over one of the images, by whatever name."""
+    if twice := sorted(file.name for file, count in Counter(maps).items() if count > 1):
+        do = "Name images of one folder at a time, or one --maps folder for each"
+        raise DataError(problem("Several images would have a map of one name", given=first_few(twice), do=do))
+    images = {_identity(Path(file)) for file in files} - {None}
+    if taken := [str(file) for file in maps if _identity(file) in images]:
+        do = "Name another --maps folder"
+        raise DataError(problem("A map would take the place of an image", given=first_few(taken), do=do))
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """What a file and all links to it have in common; None where there is no file."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

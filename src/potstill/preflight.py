@@ -20,7 +20,7 @@ from potstill.checks import problem
 from potstill.errors import ModelError, RecipeError, RunFolderError
 from potstill.knowledge import Needs
 from potstill.knowledge.architectures import describe
-from potstill.labelled import TRAIN, head_names, lowered
+from potstill.labelled import TRAIN, generic, head_names, same_classes
 from potstill.mappings import selection
 from potstill.objective import BoundObjective
 from potstill.recipe import Recipe
@@ -138,8 +138,9 @@ def _same_classes(bench: Workbench, path: str, whose: str = "The student's check
     """Refuse a model whose head was trained for other classes, or for these in another order."""
     names = head_names(path, bench.recipe.teacher.trust_remote_code)
     wanted = list(bench.task.names)
-    generic = names is None or all(name.upper().startswith("LABEL_") for name in names)
-    if bench.task.problem == "regression" or generic or lowered(names) == lowered(wanted):
+    if bench.task.problem == "regression" or names is None or generic(names):
+        return
+    if same_classes(names, wanted, ordered=True):
         return
     raise ModelError(
         problem(

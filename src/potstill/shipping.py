@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import random
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -121,7 +122,8 @@ def _difference(runner: Any, model: PreTrainedModel, batch: Mapping[str, torch.T
 
 
 def export_folder(model: Path, folder: Path, formats: Sequence[str], data: str | None = None) -> list[dict[str, Any]]:
-    """Write a model's folder as each format, and compare the files with it on made-up rows of several sizes.
+    """Write a model's folder as each format, and compare the files with it on made-up rows of several sizes. They take
+    the place of older ones when all of them are verified; other files stay.
 
     Args:
         model: of a classifier of texts, images or pixels.
@@ -140,20 +142,21 @@ def export_folder(model: Path, folder: Path, formats: Sequence[str], data: str |
     task, loaded, reader = load_classifier(model)
     calibration = None if data is None else _images_of(data, task, reader)
     folder.mkdir(parents=True, exist_ok=True)
-    files = _write_files(loaded, reader, folder, formats, calibration)
     batches, kind = task.made_up(reader, loaded), task.problem
     if of_pixels(kind):  # each place of each map is a row
         batches, kind = [*batches, *_other_sizes(reader.size)], "single_label"
     with torch.inference_mode():
         logits = np.concatenate([_rows(loaded(**inputs_for(loaded, batch)).logits.numpy()) for batch in batches])
-    found = []
-    for name in formats:
-        made = _verified(name, files[name], batches, logits, kind)
-        size = files[name].stat().st_size
-        entry = {"max_logit_difference": made.max_logit_difference, "agreement": made.agreement}
-        found.append({"key": name, "file": str(files[name]), "bytes": size, **entry})
-    if "onnx" not in formats:
-        files["onnx"].unlink()
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as beside:
+        files = _write_files(loaded, reader, Path(beside), formats, calibration)
+        for name in dict.fromkeys(formats):
+            made = _verified(name, files[name], batches, logits, kind)
+            entry = {"max_logit_difference": made.max_logit_difference, "agreement": made.agreement}
+            place = folder / FILES[name][1]
+            found.append({"key": name, "file": str(place), "bytes": files[name].stat().st_size, **entry})
+        for one in found:
+            files[one["key"]].replace(one["file"])
     return found
 
 
@@ -185,8 +188,7 @@ def _images_of(data: str, task: Task, reader: Any) -> Iterator[Mapping[str, Any]
     found, _ = load.load_with_notes(
         load.Source(**{"files": {"train": data}} if Path(data).is_file() else {"name": data})
     )
-    rows = just_images(found)
-    drawn = rows.shuffle(seed=0).select(range(min(CALIBRATION_ROWS, len(rows))))
+    drawn = just_images(found, CALIBRATION_ROWS)
     return _calibration(task.encode(drawn, reader, max_length=0), task.collator(reader))
 
 

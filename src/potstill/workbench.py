@@ -199,7 +199,7 @@ def _with_the_students_reader(bench: Workbench, say: Say) -> Workbench:
         found = task.load_reader(path, trust_remote_code=trust, size=bench.recipe.data.image_size)
         own = own if task.same(found, own) else found
     elif stands_alone(section.config) and bench.recipe.task not in OF_TEXTS:
-        size = _own_size(section.config, trust)
+        size = _own_size(section.config, bench.recipe.data.image_size is not None, trust)
         found = own if size is None else task.load_reader(path, trust_remote_code=trust, size=size)
         own = own if task.same(found, own) else found
     if section.vocabulary is not None:
@@ -221,8 +221,14 @@ def _with_the_students_reader(bench: Workbench, say: Say) -> Workbench:
     )
 
 
-def _own_size(config: Mapping[str, Any] | str, trust_remote_code: bool) -> Any:
-    """The size of images that a student's config names, for the teacher's reader; None where it is the teacher's."""
+def _own_size(config: Mapping[str, Any] | str, settled: bool, trust_remote_code: bool) -> Any:
+    """The size of images that a student's config names, for the teacher's reader; None where it is the teacher's.
+
+    A config that lies elsewhere names the size that its model was trained at, which gives way where the recipe has
+    `settled` one; what is written in the recipe itself is meant.
+    """
     if isinstance(config, str):
+        if settled:
+            return None
         return getattr(configuration(model_path(config), trust_remote_code=trust_remote_code), "image_size", None)
     return config.get("image_size")

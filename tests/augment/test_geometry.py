@@ -94,6 +94,17 @@ def test_resized_as_pillow_resizes(size: tuple[int, int]) -> None:
     assert label_map is not None and torch.equal(label_map, torch.from_numpy(nearest).long())
 
 
+def test_a_map_is_resized_by_whole_numbers() -> None:
+    """Where a centre falls on an edge, as from 26 to 11, floating point has no say."""
+    for have in (7, 26, 40):
+        labels = torch.arange(have)[:, None]
+        for to in range(1, 12):
+            expected = torch.tensor([[(2 * place + 1) * have // (2 * to)] for place in range(to)])
+            found = geometry.resized(torch.zeros(3, have, 1, dtype=torch.uint8), labels, (to, 1))[1]
+            assert found is not None and torch.equal(found, expected)
+            assert torch.equal(geometry.nearest(labels, (to, 1)), expected)
+
+
 def test_no_class_is_mixed() -> None:
     image = noise(6, (20, 20))
     label_map = (torch.arange(400).reshape(20, 20) // 150) * 10

@@ -10,17 +10,22 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from pictures import picture, png, put, stored
 
+from potstill.data import images
+from potstill.data import load as module
 from potstill.data.images import (
     PIXELS,
     ImageColumns,
     decoded_once,
     guess_image_columns,
+    image_names,
+    just_images,
     with_image_columns,
 )
 from potstill.data.labels import encode_labels, infer_labels
 from potstill.data.load import Source, load_with_notes, missing_splits, overlap_warnings
 from potstill.data.rows import standard_columns
 from potstill.errors import DataError
+from potstill.tasks.pictures import decoded
 
 
 def rows_of(*images: Any, **columns: Any) -> Dataset:
@@ -54,6 +59,60 @@ def test_a_folder_a_class_without_splits_and_a_test_split_without_classes(tmp_pa
     assert list(dataset) == ["train"] and notes == ["test: left out, since none of its 1 rows has a label"]
 
 
+def test_splits_are_known_in_capitals(tmp_path: Path) -> None:
+    for split in ("Train", "VAL", "Test"):
+        put(tmp_path / split / "cat" / "1.png", picture(1))
+    dataset, notes = load_with_notes(Source(name=str(tmp_path)))
+    assert set(dataset) == {"train", "validation", "test"}
+    assert "test: the split that is called 'Test' there" in notes and len(notes) == 3
+
+
+def test_folders_of_classes_may_be_links(tmp_path: Path) -> None:
+    """Two links to one folder are two classes; one that leads back to a folder above ends there."""
+    put(tmp_path / "elsewhere" / "1.png", picture(1))
+    put(tmp_path / "elsewhere" / ".hidden" / "2.png", picture(2))
+    put(tmp_path / "data" / "cow" / "3.png", picture(3))
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "cow" / "back").symlink_to(tmp_path / "data")
+    dataset, notes = load_with_notes(Source(name=str(tmp_path / "data")))
+    rows = dataset["train"]
+    assert rows.features["label"].names == ["cat", "cow", "dog"] and notes == []
+    assert rows["label"][:] == [0, 1, 2] and rows[2]["image"].tobytes() == picture(1).tobytes()
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "train" / "cat" / "1.png", picture(1))
+
+    def scandir(path: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.scandir", scandir)
+    with pytest.raises(DataError, match=r"train can't be read. Got: Permission denied"):
+        load_with_notes(Source(name=str(tmp_path)))
+
+
+def test_a_folder_beside_the_splits_may_be_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As lost+found is, where a disk begins."""
+    put(tmp_path / "train" / "cat" / "1.png", picture(1))
+    put(tmp_path / "lost+found" / "2.png", picture(2))
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "lost+found")
+    assert load_with_notes(Source(name=str(tmp_path)))[1] == []
+
+
+def test_folders_of_images_beside_the_splits_are_said_or_refused(tmp_path: Path) -> None:
+    put(tmp_path / "train" / "cat" / "1.png", picture(1))
+    put(tmp_path / "holdout" / "cat" / "2.png", picture(2))
+    put(tmp_path / "notes" / "a.txt", b"no")
+    dataset, notes = load_with_notes(Source(name=str(tmp_path)))
+    assert list(dataset) == ["train"]
+    assert notes == ["holdout: left out, a folder of images beside the splits that isn't called after one"]
+    for name in ("bus", "car", "train"):
+        put(tmp_path / "vehicles" / name / "1.png", picture(1))
+    with pytest.raises(DataError, match=r"called after a split.*beside others.*splits train; others bus, car"):
+        load_with_notes(Source(name=str(tmp_path / "vehicles")))
+
+
 def test_a_folder_without_images_says_how_images_lie(tmp_path: Path) -> None:
     put(tmp_path / "train" / "cat" / "notes.txt", b"no")
     with pytest.raises(DataError, match="images lie in train/CLASS/"):
@@ -71,6 +130,32 @@ def test_parquet_with_images_and_with_plain_bytes(tmp_path: Path) -> None:
     assert dataset["train"].features["blob"] == Value("binary")
     assert dataset["train"][1]["img"].tobytes() == picture(3).tobytes()
     assert with_image_columns(DatasetDict()) == {}
+
+
+def test_a_split_may_hold_more_than_two_gigabytes_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine rows that share the memory of one, which nobody writes to: more than the offsets of one array count."""
+    size = 2**28
+    offsets = pa.py_buffer(np.array([0, size], np.int32))
+    files = pa.Array.from_buffers(pa.binary(), 1, [None, offsets, pa.py_buffer(bytes(size))])
+    row = pa.StructArray.from_arrays([files, pa.array(["a/1.png"])], ["bytes", "path"])
+    table = pa.table({"image": pa.chunked_array([row] * 9)})
+    monkeypatch.setattr(module, "read_table", lambda path: table)
+    dataset, _ = load_with_notes(Source(files={"train": "large.parquet"}))
+    assert isinstance(dataset["train"].features["image"], Image)
+    assert image_names(dataset["train"], "image") == ["a/1.png"] * 9
+
+
+def test_a_column_that_is_called_as_that_of_our_keys_stays() -> None:
+    rows = Dataset.from_dict(
+        {"pixels": [stored(picture(seed)) for seed in range(3)], "label": [0, 1, 0]},
+        features=Features({"pixels": Image(), "label": Value("int64")}),
+    )
+    columns, _ = guess_image_columns(DatasetDict(train=rows))
+    done, _ = decoded_once(DatasetDict(train=rows), columns)
+    assert done["train"][1]["pixels"].tobytes() == picture(1).tobytes()
+    assert columns.standard(done["train"], ["label"]).column_names == ["image", PIXELS, "label"]
+    again, _ = decoded_once(done, columns)
+    assert again["train"].column_names == done["train"].column_names
 
 
 def test_columns_are_guessed_and_said() -> None:
@@ -148,6 +233,16 @@ def test_conversions_and_animations_are_said() -> None:
     assert notes[1] == "train: 1 images have several frames, of which the first is taken: x/moving.gif"
     assert "16 bit, scaled to 8 (mode I;16), first row 0" in notes[2]
     assert len(set(done["train"][PIXELS])) == 5
+
+
+def test_only_what_is_drawn_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of(*(stored(picture(seed)) for seed in range(20)))
+    seen: list[Any] = []
+    monkeypatch.setattr(images, "decoded", lambda one: seen.append(one) or decoded(one))
+    found = just_images(DatasetDict(train=rows), 3)
+    expected = rows.shuffle(seed=0).select(range(3))
+    assert len(seen) == 3 and [one.tobytes() for one in found["image"]] == [one.tobytes() for one in expected["image"]]
+    assert len(just_images(DatasetDict(other=rows), 30)) == 20
 
 
 def test_a_row_is_known_by_its_pixels() -> None:

@@ -125,6 +125,31 @@ def test_a_palette_of_the_maps(tmp_path: Path) -> None:
     assert read(tmp_path, names=["a", "b", "c"]).classes.colours == ((9, 9, 9), (1, 2, 3), (7, 7, 7))
 
 
+def test_a_broken_first_map_is_told_as_any_other(tmp_path: Path) -> None:
+    pair(tmp_path, "train", "a")
+    pair(tmp_path, "train", "b", size=(4, 2))
+    put(tmp_path / "train" / "labels" / "a.png", b"no")
+    for given in ({"names": ["sky", "road", "car"]}, {}, {"void": [0, 1, 2]}):
+        broken, sizes = refused(tmp_path, **given)
+        assert broken.startswith(
+            "1 of the 2 label maps of train can't be used. Got: labels/a.png (no image that Pillow"
+        )
+        assert sizes.startswith("1 of the 2 label maps of train have another size")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *('{"void": ["void"]}', '{"void": [3.0]}', '{"void": [true]}', '{"names": [1, 1]}', "[1, 2]"),
+        *('{"palette": [1, 2, 3]}', '{"palette": [[1, 2]]}', '{"palette": [[1, 2, 3.5]]}', '{"palette": ["abc"]}'),
+    ],
+)
+def test_a_file_of_classes_with_other_values_is_refused(tmp_path: Path, said: str) -> None:
+    pair(tmp_path, "train", "a")
+    put(tmp_path / "classes.json", said.encode())
+    assert "classes.json doesn't describe classes. Write {" in refused(tmp_path)[0]
+
+
 def test_maps_in_colours(tmp_path: Path) -> None:
     pair(tmp_path, "train", "a")
     coloured = label_map(*MAP).convert("P")

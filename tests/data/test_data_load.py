@@ -57,6 +57,13 @@ def test_aliases_are_said(tmp_path: Path) -> None:
     assert "Two splits mean validation" in refused(Source(files={"dev": files["dev"], "val": files["dev"]}))
 
 
+def test_splits_in_capitals_are_ours() -> None:
+    rows = Dataset.from_dict({"text": ["a"]})
+    dataset, notes = module._renamed(DatasetDict({"TRAIN": rows, "Dev": rows, "Test": rows, "Other": rows}))
+    assert list(dataset) == ["train", "validation", "test", "Other"]
+    assert notes[2] == "test: the split that is called 'Test' there" and len(notes) == 3
+
+
 def test_every_problem_of_files_at_once(tmp_path: Path) -> None:
     files = {
         "train": [str(tmp_path / "gone.csv"), write(tmp_path / "a.doc", "x")],

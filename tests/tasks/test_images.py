@@ -115,6 +115,16 @@ def test_timm_says_in_its_config_how_images_are_read(mode: str, filter: str, tmp
     torch.testing.assert_close(by_processor(again, picture(60, 90)), made, atol=1e-5, rtol=0)
 
 
+def test_an_image_processor_beside_a_timm_model_comes_before_its_config(tmp_path: Path) -> None:
+    """A student that was trained at another size, or by its teacher's mean, is read so again, without timm."""
+    folder = timm_folder(tmp_path)
+    trained = load_image_reader(folder, size=(20, 30))
+    trained.save_pretrained(folder)
+    assert load_image_reader(folder).digest == trained.digest
+    processor_of("bicubic").save_pretrained(folder)
+    assert load_image_reader(folder).digest == reader_of(processor_of("bicubic")).digest
+
+
 def test_what_timm_asks_and_is_not_known_is_refused(tmp_path: Path) -> None:
     for given in ({"crop_mode": "border"}, {"input_size": [3, 24, 48]}):
         with pytest.raises(ModelError, match=r"How .* cuts images isn't known"):

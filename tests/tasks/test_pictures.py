@@ -5,7 +5,8 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps, TiffTags
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from potstill.errors import DataError
 from potstill.tasks.pictures import as_rgb, decoded, opened, thumbnail
@@ -56,6 +57,29 @@ def test_a_photograph_is_turned_upright() -> None:
     exif[0x0112] = 6
     assert decoded({"bytes": png(image, "JPEG", exif=exif), "path": None}).size == (2, 5)
     assert decoded({"bytes": png(image, "JPEG"), "path": None}).size == (5, 2)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_way_to_hold_a_camera_is_pillows(orientation: int) -> None:
+    image = Image.fromarray(np.arange(18, dtype=np.uint8).reshape(2, 3, 3))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = png(image, exif=exif)
+    found = decoded({"bytes": content, "path": None})
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+    assert decoded(found).size == found.size, "turned a second time"
+
+
+def test_a_photograph_whose_exif_cannot_be_written_again_is_turned() -> None:
+    tags = ImageFileDirectory_v2()
+    tags.tagtype[0x0112], tags[0x0112] = TiffTags.SHORT, 6
+    tags.tagtype[0x011A], tags._tags_v2[0x011A] = TiffTags.ASCII, "abc"  # a resolution, which is a number elsewhere
+    exif = io.BytesIO()
+    tags.save(exif)
+    image = Image.fromarray(np.zeros((2, 5, 3), dtype=np.uint8))
+    content = png(image, "JPEG", exif=b"Exif\0\0" + exif.getvalue())
+    assert decoded({"bytes": content, "path": None}).size == (2, 5)
 
 
 def test_what_is_broken_says_so_with_its_name() -> None:

@@ -11,13 +11,14 @@ from tiny_images import tiny_reader
 from tiny_maps import CLASSES, VOID_ID, tiny_map_rows, tiny_segformer, tiny_segmenter
 from torch.nn import functional
 
+from potstill.augment.geometry import nearest
 from potstill.augment.image import VIEW, Augmentation
 from potstill.data.rows import without_labels
 from potstill.errors import ArgumentError, ModelError
 from potstill.knowledge import Knowledge
 from potstill.objective import Objective
 from potstill.tasks import MapClasses, SemanticSegmentation
-from potstill.tasks.semantic_segmentation import nearest, quarter, resized_logits
+from potstill.tasks.semantic_segmentation import quarter, resized_logits
 from potstill.training.distiller import Distiller
 
 MAPS = MapClasses(CLASSES, (VOID_ID,))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -53,9 +53,18 @@ def resized(image: Pixels, label_map: LabelMap, size: tuple[int, int]) -> Shown:
     found = functional.interpolate(
         image[None].to(torch.float32), size=size, mode="bilinear", align_corners=False, antialias=True
     )[0]
-    if label_map is not None:
-        label_map = functional.interpolate(label_map[None, None].double(), size=size, mode="nearest-exact")[0, 0].long()
-    return found.round().clamp(0, 255).to(torch.uint8), label_map
+    return found.round().clamp(0, 255).to(torch.uint8), None if label_map is None else nearest(label_map, size)
+
+
+def nearest(labels: Int[Tensor, "*B H W"], size: Sequence[int]) -> Int[Tensor, "*B h w"]:
+    """Labels at another size: each pixel has that whose centre is the nearest, as Pillow has it."""
+    if tuple(labels.shape[-2:]) == tuple(size):
+        return labels
+    rows, columns = (
+        (2 * torch.arange(to, device=labels.device) + 1) * have // (2 * to)
+        for have, to in zip(labels.shape[-2:], size, strict=True)
+    )
+    return labels[..., rows[:, None], columns]
 
 
 def moved(image: Pixels, label_map: LabelMap, matrix: Matrix, fill: int = FILL) -> Shown:

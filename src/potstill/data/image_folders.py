@@ -9,11 +9,15 @@ Label maps, paired by name; without the first level, all is train::
     train/images/a.jpg   train/labels/a.png   validation/images/b.jpg   validation/labels/b.png
 
 - Classes are the folders of all splits, sorted by name. Folders inside a class belong to it.
-- Files that are no images by their names are left out, and that is said. Hidden files are passed over.
+- Files that are no images by their names are left out, and that is said. Hidden files are passed over. Links are
+  followed, but for those that lead back to a folder above.
+- Where some folders are called after splits, others beside them that hold images are left out, and that is said; an
+  error where the splits have neither classes nor label maps, since then all of these folders may be classes.
 - An image without a map, a map without an image, and two files of one name are errors, with counts and names.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,21 +60,54 @@ def read_image_folder(folder: Path, splits: Collection[str]) -> tuple[DatasetDic
         )
     notes: list[str] = []
     made = _with_maps(parts, notes) if paired else _with_classes(parts, notes)
+    if made is not None and parts.keys() <= inside.keys():
+        notes += _beside_splits(folder, made, [path for name, path in inside.items() if name not in parts])
     return None if made is None else (made, notes)
+
+
+def _beside_splits(folder: Path, made: DatasetDict, others: Sequence[Path]) -> list[str]:
+    """A note on folders beside the splits that hold images. Raises `DataError` where all of them may be classes."""
+    readable = [path for path in others if os.access(path, os.R_OK | os.X_OK)]
+    names = [path.name for path in readable if any(file.suffix.lower() in SUFFIXES for file in _below(path))]
+    if names and all(list(rows.features) == ["image"] for rows in made.values()):
+        raise DataError(
+            problem(
+                f"In {folder} some folders of images are called after a split and lie beside others",
+                given=f"splits {', '.join(made)}; others {first_few(names)}",
+                follows="The others would be left out, and no image would have a class",
+                do="Put all of them into a folder train if they are classes, or move the others away",
+            )
+        )
+    return [f"{name}: left out, a folder of images beside the splits that isn't called after one" for name in names]
+
+
+def _below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """The files below a folder, through links too, unless they lead to one of the folders above. No hidden ones."""
+    here = folder.resolve()
+    if here in above:
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        do = "Give yourself the right to read it, or move it away"
+        raise DataError(problem(f"The folder {folder} can't be read", given=error.strerror, do=do)) from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _below(folder / entry.name, above | {here})
+        elif entry.is_file():
+            yield folder / entry.name
 
 
 def _files(folder: Path, suffixes: Sequence[str], split: str, notes: list[str]) -> list[Path]:
     """The images below a folder, sorted; others are noted."""
-    found = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _hidden(path, folder)]
+    found = sorted(_below(folder))
     images = [path for path in found if path.suffix.lower() in suffixes]
     if images and len(images) < len(found):
         others = [path.relative_to(folder).as_posix() for path in found if path.suffix.lower() not in suffixes]
         notes.append(f"{split}: {len(others)} files are left out, no images by their names: {first_few(others)}")
     return images
-
-
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def _with_classes(parts: Mapping[str, Path], notes: list[str]) -> DatasetDict | None:

@@ -3,8 +3,8 @@
 - Every image of every split is decoded, since a file that is cut off shows it only then; in threads, as Pillow leaves
   the interpreter's lock. Whatever is broken is told at once, with counts and the first names.
 - What isn't RGB is converted (`tasks.pictures`), and that is said; of an animation, the first frame is taken.
-- A row is known by its pixels: the hash of size and RGB values, in the column ``pixels``. Two files of one picture in
-  different formats without loss are the same row, and stay together when splits are cut.
+- A row is known by its pixels: the hash of size and RGB values, in the column ``__pixels__``. Two files of one picture
+  in different formats without loss are the same row, and stay together when splits are cut.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from datasets import Dataset, DatasetDict, Image, Value
 from potstill.checks import first_few, problem
 from potstill.data.columns import find_label, first_split, guess_note, missing_column
 from potstill.errors import DataError
+from potstill.tasks.base import bars_on_a_terminal
 from potstill.tasks.pictures import RANGELESS, as_rgb, decoded, image_bytes, opened
 
 IMAGES = ("image", "img", "picture", "photo", "pixel_values", "jpg", "png")
@@ -29,7 +30,7 @@ MAPS = (
     *("label_map", "annotation", "annotations", "segmentation", "semantic_segmentation", "segmentation_mask"),
     *("mask", "label", "labels", "seg", "gt"),
 )
-PIXELS = "pixels"
+PIXELS = "__pixels__"  # a column of the data may well be called pixels
 _BATCH = 64
 _MODES = {
     "1": "black and white",
@@ -79,8 +80,8 @@ class ImageColumns:
         return [problem(f"The column '{name}' of {split} holds no images", given=given, do="Set data.columns.image")]
 
     def standard(self, rows: Dataset, kept: Sequence[str]) -> Dataset:
-        """``image``, decoded to a Pillow image when it is asked for, ``label_map`` and ``pixels`` where they are there,
-        and the columns `kept`."""
+        """``image``, decoded to a Pillow image when it is asked for, ``label_map`` and ``__pixels__`` where they are
+        there, and the columns `kept`."""
         names = {self.image: "image", **({} if self.label_map is None else {self.label_map: "label_map"})}
         also = [PIXELS] if PIXELS in rows.column_names else []
         rows = rows.select_columns([*names, *also, *kept])
@@ -140,10 +141,14 @@ def guess_image_columns(
     return ImageColumns(found["image"], label, found.get("label_map")), [*notes, *said]
 
 
-def just_images(dataset: DatasetDict) -> Dataset:
-    """The images of train, or else of the first split, checked, in a column ``image``. Raises `DataError` for none."""
+def just_images(dataset: DatasetDict, most: int) -> Dataset:
+    """A fixed draw of at most so many images of train, or else of the first split, checked, in a column ``image``.
+    Raises `DataError` for none."""
     columns, _ = guess_image_columns(dataset, labelled=False)
-    seen, _ = columns.looked_at(DatasetDict({"train": first_split(dataset)}))
+    rows = first_split(dataset)
+    drawn = rows.shuffle(seed=0).select(range(min(most, len(rows))))
+    with bars_on_a_terminal():  # rows that were drawn are put in their order
+        seen, _ = columns.looked_at(DatasetDict({"train": drawn}))
     return columns.standard(seen["train"], ())
 
 
@@ -224,7 +229,7 @@ def _starts_as_image(rows: Dataset, name: str) -> bool:
 
 
 def decoded_once(dataset: DatasetDict, columns: ImageColumns) -> tuple[DatasetDict, list[str]]:
-    """The data with a column ``pixels``, and notes on what will be converted. Each image is decoded here, once.
+    """The data with a column ``__pixels__``, and notes on what will be converted. Each image is decoded here, once.
 
     Raises:
         DataError: images are missing, broken or without a known range of values; counts and first names of each split.
@@ -273,8 +278,9 @@ def digest_of_images(rows: Dataset, column: str) -> bytes:
 
 def image_names(rows: Dataset, column: str) -> list[str]:
     """What to call each image: the end of its path, or its row (counted from 0)."""
-    table = rows.select_columns([column]).with_format("arrow")[:]
-    paths = table.column(column).combine_chunks().field("path").to_pylist()
+    batches = rows.select_columns([column]).with_format("arrow").iter(_BATCH)
+    chunks = (chunk for batch in batches for chunk in batch.column(column).chunks)  # files as one array may be too many
+    paths = (path for chunk in chunks for path in chunk.field("path").to_pylist())
     return ["/".join(Path(path).parts[-2:]) if path else f"row {row}" for row, path in enumerate(paths)]
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from datasets import DatasetDict
 
 from potstill.checks import first_few, problem
-from potstill.data.images import ImageColumns, image_names, mapped, reason_of
+from potstill.data.images import ImageColumns, image_names, mapped, reason_of, stored_images
 from potstill.errors import DataError
 from potstill.tasks.label_maps import MOST_IDS, UNKNOWN, Colour, MapClasses, map_ids
 from potstill.tasks.pictures import decoded, opened
@@ -77,15 +77,15 @@ def read_label_maps(
         for split, rows in dataset.items()
     }
     called = {split: image_names(rows, column) for split, rows in dataset.items()}
+    problems = [one for split, found in seen.items() for one in map_problems(split, found, called[split], given)]
+    if problems:
+        raise DataError("\n".join(problems))
     if not given.palette:
         given = MapClasses(given.names, given.void, _palette_of_maps(dataset, column))
     if not given.names:
         given = _numbered(given, seen)
         shown = f"ids {given.ids[0]} to {given.ids[-1]} as found in the maps"
         notes.append(f"{len(given.names)} classes, {shown}; they have no names: set data.names")
-    problems = [one for split, found in seen.items() for one in map_problems(split, found, called[split], given)]
-    if problems:
-        raise DataError("\n".join(problems))
     pixels = {split: _pixels(found, given) for split, found in seen.items()}
     for split, found in seen.items():
         notes += _notes(split, found, called[split], given, pixels[split])
@@ -105,7 +105,7 @@ def save_classes(classes: MapClasses, folder: Path) -> None:
 
 
 def map_problems(split: str, seen: Sequence[SeenMap], names: Sequence[str], classes: MapClasses) -> list[str]:
-    """What keeps the label maps of a split from being used."""
+    """What keeps the label maps of a split from being used. Where no class has a name yet, any id may be one's."""
     pairs = list(zip(seen, names, strict=True))
     problems = []
     if wrong := [f"{name} ({one.wrong})" for one, name in pairs if one.wrong]:
@@ -121,7 +121,7 @@ def map_problems(split: str, seen: Sequence[SeenMap], names: Sequence[str], clas
         problems.append(problem(what, given=first_few(sizes), do="Give each pixel of the image one of the map"))
     odd: Counter[int] = Counter()
     holders = []
-    for one, name in pairs:
+    for one, name in pairs if classes.names else ():
         if unknown := one.ids[classes.lookup[one.ids] == UNKNOWN].tolist():
             odd.update(unknown)
             holders.append(name)
@@ -226,19 +226,31 @@ def _read_classes(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(problem(f"The file {path} isn't valid JSON", given=str(error))) from error
     found = {"names": found} if isinstance(found, list) else found
-    fits = isinstance(found, dict) and found.keys() <= {"names", "palette", "void"}
-    if not fits or not all(isinstance(value, list) for value in found.values()):
+    if not isinstance(found, dict) or not all(_fits(key, value) for key, value in found.items()):
         do = 'Write {"names": [...], "palette": [[r, g, b], ...], "void": [...]}, each key optional'
         raise DataError(problem(f"The file {path} doesn't describe classes", do=do))
     return dict(found)
 
 
+def _fits(key: str, value: Any) -> bool:
+    """Whether a key of ``classes.json`` is known, and its value a list of what belongs there."""
+    if key == "palette":
+        return isinstance(value, list) and all(_numbers(colour) and len(colour) == 3 for colour in value)
+    if key == "names":
+        return isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return key == "void" and _numbers(value)
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(number) is int for number in value)  # True is none
+
+
 def _palette_of_maps(dataset: DatasetDict, column: str) -> tuple[Colour, ...]:
     """The palette of the first map, if it has one."""
     for rows in dataset.values():
-        if len(rows):
-            picture = rows[0][column]
-            flat = (picture.getpalette("RGB") if picture is not None and picture.mode == "P" else None) or []
+        for stored in stored_images(rows, column):
+            picture = opened(stored)
+            flat = (picture.getpalette("RGB") if picture.mode == "P" else None) or []
             return tuple((r, g, b) for r, g, b in zip(flat[::3], flat[1::3], flat[2::3], strict=True))
     return ()
 

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Value, load_dataset, load_from_disk
+from datasets.fingerprint import generate_random_fingerprint
 
 from potstill.checks import problem, unknown_name
 from potstill.data.columns import LABELS, Columns, guess_columns, text_keys
@@ -307,7 +308,9 @@ def _from_files(files: Mapping[str, str | Sequence[str]]) -> tuple[DatasetDict, 
         problems.append(str(error))
     if problems:
         raise DataError("\n".join(problems))
-    return _renamed(DatasetDict({split: Dataset(table) for split, table in tables.items()}))
+    # without a fingerprint of their own, tables are pickled for one, which ends at 2 GB
+    found = {split: Dataset(table, fingerprint=generate_random_fingerprint()) for split, table in tables.items()}
+    return _renamed(DatasetDict(found))
 
 
 def _joined(split: str, tables: Sequence[pa.Table]) -> pa.Table:
@@ -356,11 +359,12 @@ def _cast(table: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
 
 
 def _renamed(dataset: DatasetDict) -> tuple[DatasetDict, list[str]]:
-    """Splits under our names. A usual other name is taken where ours is free."""
+    """Splits under our names, in lower case. A usual other name is taken where ours is free."""
     notes: list[str] = []
     done: dict[str, Dataset] = {}
     for name, rows in dataset.items():
-        ours = ALIASES.get(name.lower(), name)
+        low = name.lower()
+        ours = ALIASES.get(low, low if low in SPLITS else name)
         if ours != name and ours not in dataset:
             if ours in done:
                 raise DataError(problem(f"Two splits mean {ours}", given=", ".join(dataset), do="Name one of them"))

@@ -76,7 +76,7 @@ class ImageReader:
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """[3,H,W] float32 of a Pillow image, or of a uint8 tensor [3,h,w], [1,h,w] or [h,w]."""
-        picture = as_rgb(_picture(image) if isinstance(image, Tensor) else image)
+        picture = as_rgb(image)
         if self.processor is not None:
             return torch.as_tensor(self.processor(picture, return_tensors="pt")["pixel_values"][0])
         if self.resize is not None:
@@ -113,15 +113,17 @@ def load_image_reader(
         ModelError: the processor is there and can't be read, neither it nor a config is there, or the processor gives
             images of several sizes and `size` isn't given.
     """
-    described = timm_processor(path)
+    stored = (Path(path) / STORED).is_file()
+    described = None if stored else timm_processor(path)
     if described is not None:
         return reader_of(described, size=size)
     try:
         with quiet_transformers():
             load: Any = AutoImageProcessor.from_pretrained
-            processor = load(path, backend="pil", trust_remote_code=trust_remote_code)
+            named = {"image_processor_filename": STORED} if stored else {}  # of a timm model's it would read the config
+            processor = load(path, backend="pil", trust_remote_code=trust_remote_code, **named)
     except (OSError, ValueError, ImportError) as error:
-        if (Path(path) / STORED).is_file():
+        if stored:
             raise ModelError(
                 problem(
                     f"The image processor of '{path}' can't be read",
@@ -239,12 +241,6 @@ def _channels(values: Any, default: float) -> tuple[float, ...]:
     return tuple(listed * 3 if len(listed) == 1 else listed)
 
 
-def _picture(pixels: Tensor) -> Image.Image:
-    """A Pillow image of a uint8 tensor; grey is repeated."""
-    pixels = pixels if pixels.ndim == 3 else pixels.unsqueeze(0)
-    return Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
-
-
 def _resized(picture: Image.Image, to: Size | int, resample: int) -> Image.Image:
     if isinstance(to, int):
         short, long = sorted(picture.size)
@@ -327,12 +323,18 @@ class ReadsImages:
             return stored.add_column("length", np.full(len(rows), patches(reader), dtype=np.int64))
 
     def batch_of(
-        self, reader: ImageReader, model: PreTrainedModel, files: Sequence[str], pairs: Sequence[str] | None = None
+        self,
+        reader: ImageReader,
+        model: PreTrainedModel,
+        files: Sequence[str | Image.Image],
+        pairs: Sequence[str] | None = None,
     ) -> Mapping[str, Any]:
-        """Files of images as one batch. Raises `DataError` for one that can't be read, and where there are pairs."""
+        """Files of images, or decoded ones, as one batch. Raises `DataError` for one that can't be read, and where
+        there are pairs."""
         if pairs:
             raise DataError(problem("Images have no second text", given=f"{len(pairs)} texts", do="Leave out --pair"))
-        return {"pixel_values": torch.stack([reader(decoded({"path": str(file)})) for file in files])}
+        stored = [file if isinstance(file, Image.Image) else {"path": str(file)} for file in files]
+        return {"pixel_values": torch.stack([reader(decoded(one)) for one in stored])}
 
     def sample(self, reader: ImageReader, rows: Rows, count: int, *, long: bool = False) -> Sample:
         """All images have one size as they are read."""

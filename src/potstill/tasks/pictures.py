@@ -1,7 +1,8 @@
 """Stored images -> pictures in RGB: decoded once, the same way for every model, check and report.
 
 Decisions:
-- A photograph that says how it was held (EXIF) is turned upright, as datasets and transformers do.
+- A photograph that says how it was held (EXIF) is turned upright, as datasets and transformers do. What it says is
+  dropped then: Pillow's own turning writes the rest of it anew, and raises where a tag isn't of its usual type.
 - Grey is repeated, palettes are looked up, transparency is dropped: what is under it becomes visible, as in
   transformers' own loading of images, so that a student sees the same after it was shipped.
 - 16 bits are scaled to 8: v/257, rounded. Pillow's own conversion clips them, and nearly every pixel would be white.
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from potstill.checks import problem
@@ -26,6 +27,16 @@ from potstill.errors import DataError
 TINY = 64
 RANGELESS = ("I", "F")
 """Pillow's modes whose values have no range that is known."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SAYS_HOW_HELD = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 
 
 def image_bytes(stored: Mapping[str, Any]) -> bytes:
@@ -73,13 +84,23 @@ def decoded(stored: Any) -> Image.Image:
     picture = opened(stored)
     try:
         picture.load()
-        if picture.getexif().get(ExifTags.Base.Orientation) is not None:
-            picture = ImageOps.exif_transpose(picture)
+        picture = _upright(picture)
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise _undecodable(stored, str(error)) from error
     if 0 in picture.size:
         raise _undecodable(stored, f"{picture.width} x {picture.height} pixels")
     return picture
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """The picture turned as it says that it was held; it says so no more, so that nothing turns it again."""
+    turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    if turn is None:
+        return picture
+    turned = picture.transpose(turn)
+    for key in _SAYS_HOW_HELD:
+        turned.info.pop(key, None)
+    return turned
 
 
 def as_rgb(picture: Image.Image | Tensor) -> Image.Image:

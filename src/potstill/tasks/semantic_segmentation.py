@@ -31,6 +31,7 @@ from torch.nn import functional
 from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig, PreTrainedModel
 
 from potstill import losses
+from potstill.augment.geometry import nearest
 from potstill.augment.image import VIEW, Augmentation
 from potstill.checks import problem, unknown_name
 from potstill.errors import ArgumentError, ModelError
@@ -275,17 +276,6 @@ def require_whole(reader: ImageReader) -> None:
 def quarter(size: Sequence[int]) -> tuple[int, int]:
     """A quarter of a height and width, rounded up, as a convolution of stride 4 gives it."""
     return -(-size[0] // STRIDE), -(-size[1] // STRIDE)
-
-
-def nearest(labels: Int[Tensor, "*B H W"], size: Sequence[int]) -> Int[Tensor, "*B h w"]:
-    """Labels at another size: each pixel has that whose centre is the nearest, as Pillow has it."""
-    if tuple(labels.shape[-2:]) == tuple(size):
-        return labels
-    rows, columns = (
-        (2 * torch.arange(to, device=labels.device) + 1) * have // (2 * to)
-        for have, to in zip(labels.shape[-2:], size, strict=True)
-    )
-    return labels[..., rows[:, None], columns]
 
 
 def resized_logits(logits: Float[Tensor, "B V h w"], size: Sequence[int]) -> Float[Tensor, "B V H W"]:
