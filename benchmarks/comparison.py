@@ -40,7 +40,8 @@ def tables(found: dict[str, Any]) -> str:
     seeds, words = len(found["run"]["seeds"]), found["verdict"]
     lines = [f"{seeds} seed{'s' * (seeds > 1)}, {found['cells'][0]['training']['steps']:.0f} optimiser steps each.", ""]
     lines += [f"**{words['headline']}** {' '.join(words['sentences'])}", ""]
-    for made in (quality_table(found), cost_table(found), behaviour_table(found), attention_table(found)):
+    costs = cost_table(found) if any(cell["cost"] for cell in found["cells"]) else None
+    for made in (quality_table(found), costs, behaviour_table(found), attention_table(found)):
         if made is not None:
             lines += [*markdown_table(made), ""]
     return "\n".join(lines)
