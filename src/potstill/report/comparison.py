@@ -189,6 +189,7 @@ def cost_table(results: Results) -> Table | None:
             Cell(formats.size(cost.get("bytes"))),
             Cell(formats.count(cost.get("macs"))),
             *(Cell(formats.milliseconds((latency.get(size) or {}).get("p50_ms"))) for size in sizes),
+            Cell(formats.size(cost.get("peak_memory_bytes"))),
         )
         rows.append(Row(model["title"], cells, role=cell_role(results, cell) if cell else role("teacher")))
     heads = [
@@ -199,6 +200,7 @@ def cost_table(results: Results) -> Table | None:
         Column("Size on disk"),
         Column("Multiply-adds", "a row"),
         *(Column(f"Latency, batch {size}", "p50") for size in sizes),
+        Column("Peak memory"),
     ]
     return table("What every variant costs", "Variant", heads, rows)
 
