@@ -153,12 +153,29 @@ def to_accuracy(given: argparse.Namespace, settings: Path, threads: int) -> dict
         made = {"versions": versions_of(competitors), "our_teacher": teacher, "left_out": left}
         runs = earlier_runs(given, list(kinds))
         for run in range(len(runs), given.runs):
-            runs.append({name: competitors[tool].ask(seed=run, **command) for name, (tool, command) in kinds.items()})
+            curves = {
+                name: curve_of(
+                    competitors[tool], given.folder / "curves" / f"{run}-{name}.json", {**command, "seed": run}
+                )
+                for name, (tool, command) in kinds.items()
+            }
+            runs.append(curves)
             shown = [f"{name} {one['final']:.3f} after {one['seconds']:.0f} s" for name, one in runs[-1].items()]
             print(f"  run {run}: {', '.join(shown)}", flush=True)
             done = argparse.Namespace(**vars(given) | {"runs": len(runs)})
             keep_section(done, "accuracy", made | {"runs": runs, "ratio": time_ratios(runs, names)})
     return made | {"runs": runs, "ratio": time_ratios(runs, names)}
+
+
+def curve_of(competitor: Competitor, file: Path, command: dict[str, Any]) -> dict[str, Any]:
+    """A tool's curve of one run, kept as soon as it is there; one that was kept for the same command is taken."""
+    asked = command | {"versions": competitor.ready["versions"]}
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if kept.get("asked") != asked:
+        kept = {"asked": asked, "curve": competitor.ask(**command)}
+        keep(file, kept)
+    curve: dict[str, Any] = kept["curve"]
+    return curve
 
 
 def earlier_runs(given: argparse.Namespace, kinds: Sequence[str]) -> list[dict[str, Any]]:
@@ -253,8 +270,10 @@ def measure(given: argparse.Namespace, asked: Sequence[str]) -> None:
     os.environ["OMP_NUM_THREADS"] = str(given.threads)  # before PyTorch is imported
     import prepare
 
+    from potstill.shipping import hardware
     from potstill.training import detect_precision
 
+    given.machine = hardware()
     folder: Path = given.folder.resolve()
     settings = folder / "classification.json"
     if set(asked) - {"language"}:
@@ -283,9 +302,7 @@ def keep_section(given: argparse.Namespace, name: str, found: dict[str, Any]) ->
     """Put a section into the file of results, with what it was measured on."""
     import prepare
 
-    from potstill.shipping import hardware
-
-    keep(given.out, {name: found | {"setting": prepare.described(name, given), "hardware": hardware()}})
+    keep(given.out, {name: found | {"setting": prepare.described(name, given), "hardware": given.machine}})
 
 
 def keep(path: Path, found: dict[str, Any]) -> None:

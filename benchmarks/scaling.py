@@ -3,12 +3,13 @@
     python benchmarks/scaling.py                        # 1 thousand, 10 thousand and 100 thousand rows
     python benchmarks/scaling.py --rows 1000,10000 --steps 6
 
-Each number of rows is a process of its own, so that its peak of memory is its own. Rows are sentences of `reviews`,
-each with two of its words changed for words of others, in a parquet file, as a user would bring them. All rows are
-encoded, cached (where this version has a cache) and handed to a trainer. That takes a few steps only, since every
-further step is like them. A step is the median of the timed ones, over batches drawn from all rows.
+Each number of rows is a process of its own, so that its peak of memory is its own. Rows are words drawn from
+`reviews`, in a parquet file, as a user would bring them; all are cut to the same number of tokens, since otherwise the
+peak would be that of the longest batch that happens to be drawn. All rows are encoded, cached (where this version has a
+cache) and handed to a trainer. That takes a few steps only, since every further step is like them. A step is the median
+of the timed ones, over batches drawn from all rows. Peaks are those of all before the training, and of the training.
 
-Rows of 32 to 128 tokens, all as long, show the cost of tokens. Writes benchmarks/results/scaling.json.
+Rows of 32 to 128 tokens show the cost of tokens. Writes benchmarks/results/scaling.json.
 """
 
 import argparse
@@ -30,11 +31,11 @@ sys.path.insert(0, str(HERE / "peers"))
 
 WARM = 3
 BATCH = 32
-MAX_TOKENS = 128
+ROW_TOKENS = 16
 
 
-def write_rows(path: Path, count: int, words: int | None = None) -> None:
-    """So many sentences with two words changed each; with `words`, all of that many words."""
+def write_rows(path: Path, count: int, words: int) -> None:
+    """So many rows of that many words."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -48,18 +49,8 @@ def write_rows(path: Path, count: int, words: int | None = None) -> None:
     with pq.ParquetWriter(path, schema) as file:
         for start in range(0, count, 1000):
             numbers = range(start, min(start + 1000, count))
-            made = [changed(texts[number % len(texts)], vocabulary, draw, words) for number in numbers]
+            made = [" ".join(draw.choices(vocabulary, k=words)) for _ in numbers]
             file.write_table(pa.table([made, [labels[number % len(texts)] for number in numbers]], schema=schema))
-
-
-def changed(text: str, vocabulary: list[str], draw: random.Random, words: int | None) -> str:
-    """A sentence with two of its words changed, or as many words as are asked for."""
-    if words is not None:
-        return " ".join(draw.choices(vocabulary, k=words))
-    found = text.split()
-    for _ in range(2):
-        found[draw.randrange(len(found))] = draw.choice(vocabulary)
-    return " ".join(found)
 
 
 @contextmanager
@@ -102,6 +93,8 @@ def measure(rows_file: Path, folder: Path, steps: int, max_tokens: int) -> dict[
         with timed(found, "cache"):
             source = cached(teacher, task, tokenizer, rows, objective, folder / "cache")
         found["cache_bytes"] = sum(file.stat().st_size for file in (folder / "cache").rglob("*") if file.is_file())
+    found["peak_before"] = memory("VmHWM")
+    memory("VmHWM", reset=True)
     settings = TrainSettings(steps=steps, batch_size=BATCH)
     arguments = training_arguments(
         settings, Lesson(task, tokenizer, rows, objective, teacher), folder, bfloat16=False, seed=0
@@ -114,13 +107,14 @@ def measure(rows_file: Path, folder: Path, steps: int, max_tokens: int) -> dict[
     lengths = [b - a for a, b in zip(clock.ends[WARM - 1 :], clock.ends[WARM:], strict=False)]
     found["step"] = statistics.median(lengths)
     found["set_up"] = clock.ends[0] - begun - found["step"]
-    return {"rows": len(rows), **found, "peak": memory("VmHWM"), "mean_tokens": statistics.mean(rows["length"])}
+    found["peak"] = memory("VmHWM")
+    return {"rows": len(rows), **found, "mean_tokens": statistics.mean(rows["length"])}
 
 
-def in_a_process(rows: int, steps: int, folder: Path, words: int | None, threads: int, tokens: int) -> dict[str, Any]:
+def in_a_process(rows: int, steps: int, folder: Path, threads: int, tokens: int) -> dict[str, Any]:
     """Write the rows, and measure them in a process of their own."""
     file = folder / "rows.parquet"
-    write_rows(file, rows, words)
+    write_rows(file, rows, tokens)
     command = [sys.executable, "-W", "ignore", __file__, "--measure", str(file), "--steps", str(steps)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
@@ -152,12 +146,12 @@ def main() -> None:
     from records import save
 
     made: dict[str, Any] = {"rows": [], "tokens": []}
-    cases = [(int(rows), None, MAX_TOKENS) for rows in given.rows.split(",")]
-    cases += [(1000, int(tokens), int(tokens)) for tokens in given.tokens.split(",")]
-    for rows, words, tokens in cases:
+    cases = [("rows", int(rows), ROW_TOKENS) for rows in given.rows.split(",")]
+    cases += [("tokens", 1000, int(tokens)) for tokens in given.tokens.split(",")]
+    for kind, rows, tokens in cases:
         with tempfile.TemporaryDirectory() as folder:
-            found = in_a_process(rows, given.steps, Path(folder), words, given.threads, tokens)
-        made["rows" if words is None else "tokens"].append(found if words is None else found | {"tokens": tokens})
+            found = in_a_process(rows, given.steps, Path(folder), given.threads, tokens)
+        made[kind].append(found | {"tokens": tokens})
         shown = ", ".join(f"{name} {value:,.4g}" for name, value in found.items())
         print(shown, flush=True)
     setting = {"models": "minilm-l6: 6 layers teach 3 of them", "batch": BATCH, "steps": given.steps - WARM}

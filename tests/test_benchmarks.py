@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -174,6 +174,24 @@ def test_an_unknown_section_is_refused() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "peers.py"), "--only", "work,wrok"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "wrok" in done.stderr
+
+
+def test_a_curve_is_kept_as_soon_as_it_is_there_and_taken_for_the_same_command_alone(part: Any, tmp_path: Path) -> None:
+    peers, asked = part("peers"), []
+
+    class Tool:
+        ready: ClassVar[dict[str, Any]] = {"versions": {"torch": "1"}}
+
+        def ask(self, **command: Any) -> dict[str, Any]:
+            asked.append(command)
+            return {"final": 0.1 * len(asked)}
+
+    file, command = tmp_path / "curves" / "0-ours.json", {"do": "curve", "epochs": 3, "seed": 0}
+    first = peers.curve_of(Tool(), file, command)
+    assert peers.curve_of(Tool(), file, command) == first == {"final": 0.1} and asked == [command]
+    assert peers.curve_of(Tool(), file, command | {"epochs": 2}) == {"final": 0.2}
+    Tool.ready = {"versions": {"torch": "2"}}
+    assert peers.curve_of(Tool(), file, command | {"epochs": 2})["final"] == pytest.approx(0.3)
 
 
 def test_results_are_kept_section_by_section(part: Any, tmp_path: Path) -> None:
