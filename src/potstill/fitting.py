@@ -98,7 +98,7 @@ def require_heads(
 ) -> None:
     """Raise `RecipeError` where what is compared head by head has other heads in student and teacher."""
     heads = options.get("heads")
-    widths = {(student.width_at(ours), teacher.width_at(theirs)) for ours, theirs in pairs}
+    widths = {(student.width_at(a), teacher.width_at(b)) for a, b in pairs} if heads is not None else set()
     if heads is not None and not _divides(heads, widths):
         listed = "; ".join(f"student {ours}, teacher {theirs}" for ours, theirs in sorted(widths))
         what = "Relation heads cut both widths into equal parts, so their number must divide both"
