@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from potstill.report.tables import batch_sizes
+
 
 def print_summary(results: Mapping[str, Any], console: Console) -> None:
     """Print what `results.json` holds of the models, their cost and the verdict."""
@@ -15,7 +17,7 @@ def print_summary(results: Mapping[str, Any], console: Console) -> None:
     table = Table(box=None, pad_edge=False)
     quality = f"{metric.get('short') or metric['name'].split()[0].lower()}{' %' * metric['percent']}"
     costs = [one for one in (*(model["cost"] for model in results["models"]), *results["exports"]) if one]
-    sizes = sorted({size for cost in costs for size in cost.get("latency") or {}}, key=int)
+    sizes = batch_sizes(costs)
     times = [f"ms ({size})" for size in sizes]
     for name in ("", quality, "95 % interval", "agrees", "MB", *times):  # a terminal is 80 columns wide
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
