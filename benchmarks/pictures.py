@@ -12,27 +12,20 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from potstill.evaluation.predict import load_predictions
 from potstill.evaluation.segmentation import predicted_maps
-from potstill.metrics.segmentation import VOID, image_iou
+from potstill.metrics.segmentation import image_iou
 from potstill.progress import Terminal
 from potstill.recipe import load_recipe
-from potstill.segmenting import VOID_COLOUR, picked
+from potstill.segmenting import VOID_COLOUR, coloured, picked
 from potstill.tasks import MapClasses
 from potstill.tasks.pictures import as_rgb, decoded
 from potstill.workbench import prepare_workbench
 
 WIDTH, GAP, LINE = 240, 6, 18
 FONT = ImageFont.load_default(13)
-
-
-def painted(numbers: np.ndarray, classes: MapClasses) -> Image.Image:
-    """Class numbers [H,W] in the colours of the classes."""
-    palette = np.array([*classes.colours, VOID_COLOUR], dtype=np.uint8)
-    return Image.fromarray(palette[np.where(numbers == VOID, len(classes.colours), numbers)])
 
 
 def sheet(heads: Sequence[str], rows: Sequence[Sequence[Image.Image]], classes: MapClasses) -> Image.Image:
@@ -81,8 +74,8 @@ def main() -> None:
     drawn = []
     for number, row in enumerate(chosen):
         truth = bench.task.truth(row["label_map"], bench.reader.size)
-        maps = [truth, *(one[number] for one in seen)]
-        drawn.append([as_rgb(decoded(row["image"])), *(painted(one, bench.task.classes) for one in maps)])
+        maps = [coloured(one, bench.task.classes).convert("RGB") for one in (truth, *(one[number] for one in seen))]
+        drawn.append([as_rgb(decoded(row["image"])), *maps])
     sheet(["image", "truth", *models], drawn, bench.task.classes).save(given.out, optimize=True)
     print(f"written to {given.out}")
 

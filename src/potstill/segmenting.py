@@ -108,15 +108,20 @@ def shown_images(
     }
 
 
-def painted(numbers: Array, classes: MapClasses) -> str:
-    """Class numbers [H,W] in the colours of the classes, as a ``data:`` address of a PNG."""
+def coloured(numbers: Array, classes: MapClasses) -> Image.Image:
+    """Class numbers [H,W] in the colours of the classes, with a palette where 256 colours do."""
     palette = [*classes.colours, VOID_COLOUR]
     placed = np.where(numbers == VOID, len(classes.colours), numbers)
     if len(palette) > 256:
-        return _address(Image.fromarray(np.array(palette, dtype=np.uint8)[placed]), Image.Resampling.NEAREST, "PNG")
+        return Image.fromarray(np.array(palette, dtype=np.uint8)[placed])
     picture = Image.fromarray(placed.astype(np.uint8))
     picture.putpalette([channel for colour in palette for channel in colour])
-    return _address(picture, Image.Resampling.NEAREST, "PNG")
+    return picture
+
+
+def painted(numbers: Array, classes: MapClasses) -> str:
+    """`coloured`, as a ``data:`` address of a PNG."""
+    return _address(coloured(numbers, classes), Image.Resampling.NEAREST, "PNG")
 
 
 def _address(picture: Image.Image, resample: Image.Resampling, form: str) -> str:

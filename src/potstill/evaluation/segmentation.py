@@ -54,12 +54,18 @@ def predict_counts(
     found = np.zeros((len(rows), classes, classes + BANDS), dtype=np.int32)
     for numbers, chosen, _, logits in _over(model, rows, _images(collate), tokens, bfloat16):
         for number, row, own in zip(numbers, chosen, logits, strict=True):
-            truth = collate.task.truth(row["label_map"], collate.reader.size)
-            said = predicted_map(own, truth.shape)
-            found[number] = pixel_counts(said[None], truth[None], classes, edges=edges)[0]
+            found[number] = _counts(own, row, collate, edges=edges)
         if progress is not None:
             progress(int(numbers[-1]) + 1, len(rows), None)
     return found
+
+
+def _counts(logits: Tensor, row: Mapping[str, Any], collate: SegmentationCollator, *, edges: bool = True) -> Array:
+    """Counts of pixels [V,V+3] of one image by its logits [V,h,w], against its label map."""
+    truth = collate.task.truth(row["label_map"], collate.reader.size)
+    said = predicted_map(logits, truth.shape)
+    counts: Array = pixel_counts(said[None], truth[None], len(collate.task.names), edges=edges)[0]
+    return counts
 
 
 def _over(
@@ -147,8 +153,7 @@ def beside(
         same += int((theirs.argmax(1) == logits.argmax(1)).sum())
         places += logits.argmax(1).numel()
         for number, row, own in zip(numbers, chosen, theirs, strict=True):
-            truth = collate.task.truth(row["label_map"], collate.reader.size)
-            counts[number] = pixel_counts(predicted_map(own, truth.shape)[None], truth[None], classes)[0]
+            counts[number] = _counts(own, row, collate)
         if math.isnan(largest):
             break
     return Beside(counts, largest, same / max(1, places))
