@@ -1,14 +1,14 @@
 """The fused loss beside its four matrix products alone, a naive dense loss, and peers: forward and backward, float32.
 
-    python benchmarks/fused.py                               # 4,096 tokens, 32,000 classes
-    python benchmarks/fused.py --peers /path/to/bin/python   # with Liger-Kernel's and TRL's too, from that environment
-    python benchmarks/fused.py --table docs/fused-cost.md    # the table anew from the results, nothing is run
+    python benchmarks/fused.py              # 4,096 tokens, 32,000 classes
+    python benchmarks/peers.py --table      # writes the table of docs/benchmarks.md from the results
 
-Student width 512, teacher width 1,024, all positions counted, T = 1, beta = 0.5. All forms run in turns, each in a
-process of its own whose peak is read; what is reported is the median over repeats of the ratio to the products that ran
-in the same turn. The products are those of student logits, teacher logits, gradient of the states and gradient of the
-weight, in chunks of the size that the fused loss takes, into memory that is used again. Before that, gradients must
-agree with the naive ones, or the exit status is 1. Writes benchmarks/results/fused.json.
+Student width 512, teacher width 1,024, all positions counted, T = 1, beta = 0.5. The losses of Liger-Kernel and TRL
+stand beside it where `make peers` has set up their environments. All forms run in turns, each in a process of its own
+whose peak is read; what is reported is the median over repeats of the ratio to the products that ran in the same turn.
+The products are those of student logits, teacher logits, gradient of the states and gradient of the weight, in chunks
+of the size that the fused loss takes, into memory that is used again. Before that, gradients must agree with the naive
+ones, or the exit status is 1. Writes benchmarks/results/fused.json.
 """
 
 import argparse
@@ -36,7 +36,8 @@ FORMS = (
     "naive jensen_shannon",
     "naive kl_divergence",
 )
-PEERS = ("liger jensen_shannon", "trl jensen_shannon")
+PEERS = {"liger jensen_shannon": "liger", "trl jensen_shannon": "trl"}
+ENVIRONMENTS = Path(__file__).parents[1] / ".venv-peers"
 
 
 def inputs(tokens: int, classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -205,27 +206,6 @@ def measured(forms: dict[str, str], tokens: int, classes: int, repeats: int) -> 
     return rows
 
 
-def table(result: dict[str, Any]) -> str:
-    """The results as a page of markdown."""
-    lines = [
-        "<!-- made by benchmarks/fused.py --table; change that, not this -->",
-        "# What the fused loss costs",
-        "",
-        f"Forward and backward of {result['tokens']:,} tokens over {result['classes']:,} classes in float32, student",
-        f"width {STUDENT}, teacher width {TEACHER}: beside the four matrix products alone, in turns, medians of",
-        f"{result['repeats']}; {result['threads']} threads of {result['hardware']['processor']}.",
-        "",
-        "| form | s | of the products | peak MB |",
-        "|---|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {row['form']} | {row['seconds']:.2f} | {row['ratio']:.2f} "
-        f"| {'' if row['bytes'] is None else format(row['bytes'] / 1e6, '.0f')} |"
-        for row in result["forms"]
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     """Run the forms and write the JSON, or write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -233,28 +213,23 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=32_000)
     parser.add_argument("--repeats", type=int, default=5, help="turns that are counted")
     parser.add_argument("--only", nargs="+", metavar="FORM", help="these beside the products")
-    parser.add_argument(
-        "--peers", help="an interpreter that has liger-kernel and trl; without it, their rows are absent"
-    )
     parser.add_argument("--tolerance", type=float, default=1e-6, help="relative difference of gradients allowed")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--table", type=Path, help="write the results there as markdown, and run nothing")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
         return serve(given.serve, given.tokens, given.classes)
-    if given.table:
-        given.table.write_text(table(json.loads(given.out.read_text(encoding="utf-8"))), encoding="utf-8")
-        return None
     from records import save
 
     apart = difference(min(given.tokens, 512), given.classes)
     forms = dict.fromkeys(FORMS, sys.executable)
-    forms |= dict.fromkeys(PEERS, given.peers) if given.peers else {}
+    for form, peer in PEERS.items():
+        if (python := ENVIRONMENTS / peer / "bin" / "python").exists():
+            forms[form] = str(python)
+        else:
+            print(f"{form}: left out, since there is no {python}: run `make peers`")
     if given.only:
         forms = {form: python for form, python in forms.items() if form in ("products", *given.only)}
-    elif not given.peers:
-        print(f"Left out, since no --peers was given: {', '.join(PEERS)}")
     result = {
         "what": "seconds and peak bytes of forward and backward; ratio is to the four matrix products of the same turn",
         "forms": measured(forms, given.tokens, given.classes, given.repeats),

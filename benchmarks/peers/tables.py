@@ -1,4 +1,5 @@
-"""The tables of docs/benchmarks.md and of the README, out of benchmarks/results/peers.json and scaling.json.
+"""The tables of docs/benchmarks.md and of the README, out of peers.json, scaling.json and fused.json in
+benchmarks/results.
 
 What stands between `<!-- tables: NAME -->` and `<!-- end of tables -->` is written anew; a section that has not been
 measured says so.
@@ -18,6 +19,7 @@ PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
 BLOCK = re.compile(r"(<!-- tables: bench-([\w-]+) -->\n).*?(<!-- end of tables -->)", re.DOTALL)
 NOT_YET = "Not measured yet.\n"
 LIMITS = {"work": 1.03, "cache": 1.05, "accuracy": 0.2, "time": 0.6, "memory": 0.45}
+FUSED_TIME, FUSED_MEGABYTES = 1.15, 200
 FLAT, LINEAR = 1.1, 1.1  # how much the memory of the most rows may exceed that of the fewest, and the time of a row
 
 
@@ -33,8 +35,8 @@ def milliseconds(seconds: Sequence[float]) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """A ratio, or a dash."""
-    return "—" if value is None else f"{value:.2f}"
+    """A ratio, or a dash; what is far from 1 has no decimals."""
+    return "—" if value is None else f"{value:.{0 if value > 20 else 2}f}"
 
 
 def where(section: dict[str, Any]) -> str:
@@ -131,6 +133,26 @@ def scaling_table(found: dict[str, Any]) -> str:
     return table(head, rows) + "\n" + table(["tokens in a row", "a step"], tokens) + where(made)
 
 
+def fused_table(found: dict[str, Any]) -> str:
+    """The fused loss, and what it stands beside."""
+    made = found["fused"]
+    rows = [
+        [
+            one["form"].replace("_", " "),
+            f"{one['seconds']:.2f} s",
+            ratio(one["ratio"]),
+            "—" if one["bytes"] is None else f"{one['bytes'] / 1e6:,.0f} MB",
+        ]
+        for one in made["forms"]
+    ]
+    apart = ", ".join(
+        f"{name.replace('_', ' ')} {value:.0e}" for name, value in made["difference_of_gradients"].items()
+    )
+    note = f"\nLargest relative difference of gradients from naive ones, in float64: {apart}.\n"
+    setting = {name: made[name] for name in ("tokens", "classes", "repeats", "precision", "threads")}
+    return table(["", "time", "to the products", "peak memory"], rows) + note + where(made | {"setting": setting})
+
+
 def lines_table(found: dict[str, Any]) -> str:
     """What was aimed at, and what came out."""
     rows = []
@@ -161,6 +183,9 @@ def lines(found: dict[str, Any]) -> list[tuple[str, float, list[float | None]]]:
     for title, part, what in (("time", "seconds", "time"), ("memory", "peak", "memory")):
         ours = [value("language", part, "of", "ours", "median")]
         made.append((f"A step of a language model, to TRL's GKDTrainer: {title}", LIMITS[what], ours))
+    fused = [one for one in found.get("fused", {}).get("forms", ()) if one["form"].startswith("fused ")]
+    made.append(("The fused loss, to its matrix products: the slowest form", FUSED_TIME, most(fused, "ratio", 1)))
+    made.append(("The fused loss: peak memory in MB, the largest form", FUSED_MEGABYTES, most(fused, "bytes", 1e6)))
     sizes = found.get("scaling", {}).get("rows", [])
     flat = [grown(sizes, lambda one, part=part: one[part]) for part in ("peak_before", "peak")]
     # In steps of the same process, since a machine that others use too is not as fast in one minute as in another.
@@ -168,6 +193,12 @@ def lines(found: dict[str, Any]) -> list[tuple[str, float, list[float | None]]]:
     made.append(("A hundred times the rows: time of a row, encoded and cached, in training steps", LINEAR, [row]))
     made.append(("A hundred times the rows: peak memory before the training; while training", FLAT, flat))
     return made
+
+
+def most(forms: Sequence[dict[str, Any]], what: str, unit: float) -> list[float | None]:
+    """The most that any of some forms takes."""
+    known = [one[what] / unit for one in forms if one[what] is not None]
+    return [max(known) if known else None]
 
 
 def grown(sizes: Sequence[dict[str, Any]], what: Callable[[dict[str, Any]], float]) -> float | None:
@@ -182,6 +213,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "cache": ("cache", cache_table),
     "accuracy": ("accuracy", accuracy_table),
     "language": ("language", language_table),
+    "fused": ("fused", fused_table),
     "scaling": ("scaling", scaling_table),
 }
 
@@ -189,9 +221,10 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 def numbers(results: Path) -> dict[str, Any]:
     """All sections that have been measured."""
     found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
-    scaling = results.with_name("scaling.json")
-    if scaling.exists():
-        found["scaling"] = json.loads(scaling.read_text(encoding="utf-8"))
+    for name in ("scaling", "fused"):
+        other = results.with_name(f"{name}.json")
+        if other.exists():
+            found[name] = json.loads(other.read_text(encoding="utf-8"))
     return found
 
 
