@@ -24,6 +24,7 @@ from tiny_runs import SHORT, Told, merged
 
 from potstill.errors import DataError, ModelError, RecipeError
 from potstill.evaluation.predict import load_predictions
+from potstill.evaluation.reduced import Reduced
 from potstill.export import OnnxModel, export_onnx
 from potstill.export.onnx import GridPool
 from potstill.metrics import keys, score
@@ -134,6 +135,21 @@ def test_a_kept_teacher_is_the_teacher(tmp_path: Path) -> None:
     logits = 16 * 3 * 8 * 12 * 4  # of 16 rows, float32, at a quarter of 32 x 48
     assert record["rows"] == 16 and logits <= record["bytes"] < 1.05 * logits
     assert kept.results["models"][-1]["metrics"] == live.results["models"][-1]["metrics"]
+
+
+def test_a_teacher_in_bfloat16_teaches_maps_and_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reduced, "allowed", True)  # a random teacher is no near enough one
+    terms = [
+        {"knowledge": "labels"},
+        {"knowledge": "logits"},
+        {"knowledge": "features", "loss": "hcl", "project": "csf"},
+    ]
+    half = {"train": SHORT | {"precision": "bfloat16"}}
+    recipe = tiny_map_recipe(tmp_path, {"distill": [{"terms": terms, **half}]})
+    told = Told()
+    assert plan(recipe).stages
+    results = run(recipe, tmp_path / "run", progress=told).results
+    assert "bfloat16" in told.text and results["models"][-1]["metrics"]["mean_iou"]["mean"] > 0
 
 
 def test_images_without_maps_are_learned_from_the_teacher(tmp_path: Path) -> None:

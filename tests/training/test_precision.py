@@ -4,10 +4,11 @@ import warnings
 
 import pytest
 import torch
-from tiny import tiny_batch, tiny_model
+from tiny import IMAGE, tiny_batch, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from potstill.errors import ModelError
+from potstill.knowledge import inputs_for
 from potstill.objective import Objective, Term
 from potstill.tasks import TextClassification
 from potstill.training import Distiller, Precision, detect_precision, teacher_at
@@ -127,6 +128,21 @@ def test_a_teacher_in_its_own_precision_is_itself():
     half = teacher_at(model, "bfloat16")
     assert half.dtype == torch.bfloat16 and model.dtype == torch.float32
     assert teacher_at(half, "bfloat16") is half
+
+
+@pytest.mark.parametrize("family", ["vit", "segformer", "mobilenet_v2", "resnet", "convnext", "swin", "pvt_v2", "beit"])
+def test_a_teacher_of_images_answers_in_bfloat16_nearly_as_in_float32(family):
+    """Convolutions take pixels in their own precision alone, batch norms weights in that of their statistics."""
+    model, batch = tiny_model(family), {"pixel_values": torch.randn(2, 3, *IMAGE)}
+    half = teacher_at(model, "bfloat16")
+    with torch.no_grad():
+        exact, found = (one(**inputs_for(one, batch)).logits for one in (model, half))
+        again = (back := teacher_at(half, "float32"))(**inputs_for(back, batch)).logits
+    assert found.dtype == torch.bfloat16
+    scale = exact.abs().max()
+    assert 0 < (found - exact).abs().max() < 0.05 * scale and (again - exact).abs().max() < 0.02 * scale
+    norms = [one for one in half.modules() if isinstance(one, torch.nn.BatchNorm2d)]
+    assert all(one.weight.dtype == one.running_mean.dtype == torch.float32 for one in norms)
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "llama"])

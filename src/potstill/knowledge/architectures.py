@@ -301,9 +301,13 @@ def layer_prefix(model: PreTrainedModel) -> str:
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """`model` itself with its parameters in `dtype`. Buffers stay as they are: rotary frequencies rounded to bfloat16
-    would turn positions by more the further they are, which ``model.to(dtype)`` does in silence."""
+    would turn positions by more the further they are, which ``model.to(dtype)`` does in silence. Batch norms are
+    float32 as a whole: their weights have to be in the precision of their statistics."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.float()
     return model
 
 

@@ -37,12 +37,17 @@ def _parameters(model_class: type) -> frozenset[str]:
 def inputs_for(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Any]:
     """What of a batch this model's forward takes. Labels are never passed on: the objective computes the loss.
 
-    Models that could are told to keep no cache of keys and values: it would cost memory, and transformers looks for
-    several documents in a row only without one.
+    Numbers that aren't whole, such as pixels, come in the model's own precision: a convolution takes no other. Models
+    that could are told to keep no cache of keys and values: it would cost memory, and transformers looks for several
+    documents in a row only without one.
     """
     known = _parameters(type(model))  # type: ignore[arg-type]
-    found = {name: value for name, value in batch.items() if name in known}
+    found = {name: _in_precision(value, model) for name, value in batch.items() if name in known}
     return {**found, "use_cache": False} if "use_cache" in known else found
+
+
+def _in_precision(value: Any, model: PreTrainedModel) -> Any:
+    return value.to(model.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def own_columns(batch: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
