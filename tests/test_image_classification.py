@@ -9,12 +9,14 @@ import torch
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from tiny_images import NAMES, tiny_image_model, tiny_image_recipe, tiny_image_rows
-from tiny_runs import Told, merged
+from tiny_runs import SHORT, Told, merged
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from potstill.cache import row_keys
+from potstill.errors import CacheError, ModelError, RecipeError
 from potstill.evaluation import peak_memory
-from potstill.pipeline import run
+from potstill.pipeline import cache, run
+from potstill.preflight import preflight
 from potstill.recipe import load_recipe
 from potstill.tasks import ImageClassification
 from potstill.workbench import Workbench, prepare_workbench
@@ -110,6 +112,49 @@ def test_a_teacher_of_images_is_remembered_exactly(recipe: dict[str, Any], tmp_p
     only = {"use": "only", "precision": "float32", "folder": str(tmp_path / "kept/cache")}
     again = run(merged(made, {"cache": only}), tmp_path / "again")
     assert again.results["kept"]["teacher"]["written_rows"] == 0
+
+
+@pytest.mark.parametrize("use", ["always", "only"])
+def test_answers_to_fresh_views_are_refused_with_the_recipe(use: str, recipe: dict[str, Any]) -> None:
+    asked = {"cache": {"use": use}, "data": {"augment": {"flip": 0.5}}}
+    with pytest.raises(RecipeError, match=f"cache.use: {use} keeps a teacher's answers.*data.augment.views"):
+        load_recipe(merged(recipe, asked))
+    load_recipe(merged(recipe, merged(asked, {"data": {"augment": {"views": 2}}})))
+
+
+def test_answers_to_fresh_views_are_not_kept_and_no_teacher_is_trained_for_it(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(CacheError, match=r"can't be kept.*another view of each image"):
+        cache(merged(recipe, {"data": {"augment": {"flip": 0.5}}}), tmp_path / "run")
+    assert not (tmp_path / "run/teacher").exists()
+
+
+def test_what_no_row_has_of_its_own_is_not_kept_and_no_teacher_is_trained_for_it(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    model = tiny_image_model(tmp_path / "swin", "swin", layers=3)
+    terms = [{"knowledge": "attention", "layers": [[0, 0]]}]
+    asked = {"teacher": {"model": model}, "distill": [{"terms": terms, "train": SHORT}], "cache": {"use": "always"}}
+    with pytest.raises(CacheError, match=r"answers of teacher can't be kept.*row by row"):
+        run(merged({**recipe, "student": {"config": {"depths": [1, 1]}}}, asked), tmp_path / "run")
+    assert not (tmp_path / "run/teacher").exists()
+
+
+@pytest.mark.parametrize("kind", ["sparse", "frozen"])
+@pytest.mark.parametrize("whose", ["teacher", "distill"])
+def test_embeddings_that_a_model_has_not_are_refused_before_training(
+    kind: str, whose: str, recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tiny_image_model(tmp_path / "model", "mobilenet_v2")
+    train = {**SHORT, "embeddings": kind}
+    asked: dict[str, Any] = {
+        "teacher": {"model": path, "train": train if whose == "teacher" else dict(SHORT)},
+        "student": {"model": path},
+        "distill": [{"terms": [{"knowledge": "logits"}], "train": train if whose == "distill" else dict(SHORT)}],
+    }
+    with pytest.raises(ModelError, match="can't learn sparsely" if kind == "sparse" else "convolution|to freeze"):
+        preflight(bench_of(merged({**recipe, "student": {}}, asked)))
 
 
 def test_rows_of_images_are_known_by_their_files_content(recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -42,6 +42,17 @@ def test_splits_that_are_missing_are_cut(recipe: dict[str, Any], tmp_path: Path)
     assert len(bench_of(made).rows["train"]) == 20
 
 
+def test_without_a_test_split_the_numbers_are_on_validation(recipe: dict[str, Any], tmp_path: Path) -> None:
+    told, best = Told(), Told()
+    made = merged(recipe, {"data": {"test": 0}})
+    files = tiny_files(tmp_path)
+    made["data"]["files"] = {split: files[split] for split in ("train", "validation")}
+    bench = bench_of(made, told)
+    assert (len(bench.rows["train"]), bench.evaluated_on) == (60, "validation")
+    bench_of(merged(made, {"distill": [{**made["distill"][0], "train": {"keep": "best"}}]}), best)
+    assert "chosen (keep: best)" in best.text and "chosen (keep: best)" not in told.text
+
+
 def test_the_digest_is_stable_and_sees_every_change(recipe: dict[str, Any], tmp_path: Path) -> None:
     first = bench_of(recipe).digest
     assert bench_of(recipe).digest == first

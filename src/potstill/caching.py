@@ -39,8 +39,10 @@ from potstill.checks import problem
 from potstill.errors import CacheError, ModelError
 from potstill.evaluation.predict import fastest_device
 from potstill.knowledge import TEACHERS, Needs, Observer
-from potstill.progress import Progress
+from potstill.preflight import Preflight
+from potstill.progress import Progress, Silent
 from potstill.sections import CacheSection
+from potstill.terms import TEACHER
 from potstill.training import TrainSettings
 from potstill.training.precision import teacher_at
 from potstill.training.stages import total_steps
@@ -134,7 +136,6 @@ class Caching:
         """Whether a teacher's knowledge is kept."""
         own, rows = self.asked[name], self.rows
         if changing := self._changing():
-            self._require_same_rows(name)
             return Decision(False, f"it runs along: {changing}", own)
         together = own | self.shared.asked.get(name, own)
         if self.section.use == ONLY:
@@ -160,15 +161,13 @@ class Caching:
                 return Decision(True, text, needs, made)
             why = f"kept answers would take {size}, and {room / 1e9:.2f} GB are allowed (cache.limit_gb) and free"
         if self.section.use == ALWAYS:
-            raise CacheError(problem(f"The answers of {name} can't be kept", given=why, do="Set cache.use=auto"))
+            raise _not_kept(name, why)
         return Decision(False, f"it runs along: {why}", own)
 
     def keep(
         self, name: str, teacher: PreTrainedModel, needs: Needs, runs_in: str, passes: float = 1, part: Any = (0, 1)
     ) -> tuple[CachedTeacher, dict[str, Any]]:
         """Write what is missing, on all ranks together, and open it. `part` says which share of the rows is ours."""
-        if self._changing():
-            self._require_same_rows(name, ALWAYS)
         identity = self.identity(teacher, needs, runs_in)
         if self.section.use == ONLY:
             cache = self._only(name, identity)
@@ -243,15 +242,15 @@ class Caching:
         mixed = "data.augment mixes each batch anew (mixup, cutmix)"
         return mixed if made.mixes else "data.augment shows another view of each image in every epoch"
 
-    def _require_same_rows(self, name: str, use: str | None = None) -> None:
-        """Raise `CacheError` where answers are to be kept, and are answers to what is never shown again."""
-        if (use or self.section.use) in (ALWAYS, ONLY):
+    def require_same_rows(self) -> None:
+        """Raise `CacheError` where answers would be answers to what is never shown again."""
+        if changing := self._changing():
             raise CacheError(
                 problem(
-                    f"The answers of {name} can't be kept",
-                    given=self._changing(),
+                    "The teachers' answers can't be kept",
+                    given=changing,
                     follows="They would be answers to other images",
-                    do="Set data.augment.views to a number of fixed views, without mixup and cutmix; or cache.use=auto",
+                    do="Set data.augment.views to a number of fixed views, without mixup and cutmix",
                 )
             )
 
@@ -287,6 +286,28 @@ class Caching:
     def _eager(self, teacher: PreTrainedModel, needs: Needs) -> AbstractContextManager[None]:
         """Eager attention for as long as attention maps are asked for, which no fused kernel forms."""
         return _attention(teacher, "eager" if needs.maps else None)
+
+
+def kept_teachers(bench: Workbench, found: Preflight) -> Mapping[str, PreTrainedModel]:
+    """The models whose answers may be kept: the recipe's teachers, and no assistant between them and the student."""
+    models = {TEACHER: found.teacher} if bench.recipe.chain else found.teachers
+    return {name: model for name, model in models.items() if name in found.asked}
+
+
+def require_keepable(bench: Workbench, found: Preflight) -> None:
+    """Raise `CacheError`, before anything is trained, where `cache.use: always` asks for what no row has of its own."""
+    if bench.recipe.cache.use != ALWAYS:
+        return
+    caching = Caching(bench, found.asked, Path(), Silent())
+    for name, model in kept_teachers(bench, found).items():
+        try:
+            caching.estimated(model, found.asked[name])
+        except ModelError as error:
+            raise _not_kept(name, str(error)) from error
+
+
+def _not_kept(name: str, why: str) -> CacheError:
+    return CacheError(problem(f"The answers of {name} can't be kept", given=why, do="Set cache.use=auto"))
 
 
 @contextmanager

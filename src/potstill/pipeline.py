@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 
 from potstill import ranks
-from potstill.caching import Caching, Shared
+from potstill.caching import Caching, Shared, require_keepable
 from potstill.checks import problem
-from potstill.errors import CacheError, DataError, ExportError, ModelError
+from potstill.errors import CacheError, ExportError, ModelError
 from potstill.evaluation.outputs import OUTPUTS
 from potstill.evaluation.predict import fastest_device, load_predictions, save_predictions
 from potstill.evaluation.results import TRAIN, VALIDATION, Contender
 from potstill.knowledge import Needs
 from potstill.likeness import attention_pairs, measure_attention, why_no_maps
 from potstill.metrics import METRICS, of_pixels, primary, score
-from potstill.preflight import preflight, require_space, shape_text, student_notes
+from potstill.preflight import check_ranks, preflight, require_space, shape_text, student_notes
 from potstill.progress import Progress, Silent
 from potstill.recipe import Recipe, load_recipe
 from potstill.results import assemble, described
@@ -146,7 +146,7 @@ class _Run:
         """Rows read, models checked, precision settled: what comes before anything is trained."""
         with self.progress.stage("reading the data"):
             self.bench = ranks.main_first(lambda: prepare_workbench(self.recipe, self.progress.say))
-        self._check_ranks()
+        check_ranks(self.bench)
         trial, asked = ranks.on_main(self._check)
         self.caching = Caching(self.bench, asked, self.path, self.progress, self.shared)
         self.school = School(self.folder, self.bench, self.progress, trial, self.caching)
@@ -156,6 +156,7 @@ class _Run:
     def knowledge(self, part: tuple[int, int]) -> dict[str, Any]:
         """Keep one part of what is asked of each teacher."""
         self._prepare()
+        self.caching.require_same_rows()
         for stage in self.school.teachers().values():
             name = stage.name.removeprefix("teachers/")
             if name in self.caching.asked:
@@ -193,24 +194,12 @@ class _Run:
     def seeds(self) -> list[int]:
         return [self.recipe.seed + number for number in range(self.recipe.evaluate.seeds)]
 
-    def _check_ranks(self) -> None:
-        """Refuse processes that read other rows from the same recipe, or that batches can't be shared among."""
-        for settings in self.recipe.trainings:
-            settings.rows_of_one_rank(ranks.world_size())
-        if not ranks.same(self.bench.digest):
-            raise DataError(
-                problem(
-                    "The processes of this run have read different rows from the same recipe",
-                    follows="Each would count rows and steps differently",
-                    do="Give files that are the same on all machines",
-                )
-            )
-
     def _check(self) -> tuple[TrialSizes, Mapping[str, Needs]]:
         """Everything that can be wrong with the models, before anything is trained; gives the student's sizes, and what
         is asked of each teacher."""
         found = preflight(self.bench)
         require_space(self.path, found, self.recipe)
+        require_keepable(self.bench, found)
         if self.recipe.evaluate.attention_similarity:
             if why := why_no_maps(self.bench, found):
                 do = "Set evaluate.attention_similarity=false"

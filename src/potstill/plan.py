@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from potstill.caching import Caching
+from potstill.caching import Caching, kept_teachers
 from potstill.kinds import width_at
 from potstill.knowledge.architectures import ModelShape, describe
 from potstill.knowledge.types import LAYERED, STAGED, Needs
@@ -156,12 +156,8 @@ def _kept(bench: Workbench, found: Preflight, runs_in: str) -> list[str]:
         return []
     caching = Caching(bench, found.asked, RUNS / recipe.name, Silent())
     passes = caching.passes([stage.train for stage in recipe.taught_first])
-    models = {TEACHER: found.teacher} if recipe.chain else found.teachers
-    return [
-        f"{name}: {caching.decide(name, model, passes, runs_in).why}"
-        for name, model in models.items()
-        if name in found.asked
-    ]
+    models = kept_teachers(bench, found)
+    return [f"{name}: {caching.decide(name, model, passes, runs_in).why}" for name, model in models.items()]
 
 
 @dataclass(frozen=True)
@@ -299,8 +295,7 @@ def _stages(
         seconds = steps * settings.accumulation * trials[trial].seconds * times
         found.append(PlannedStage(title if times == 1 else f"{title}, {times} times", terms, steps, seconds))
 
-    settings = {TEACHER: recipe.teacher.train, **{other.name: other.train for other in recipe.teacher.others}}
-    for name, train in settings.items():
+    for name, train in recipe.teachers_trainings.items():
         if train is not None:
             add(name, labels, train, len(bench.rows[TRAIN]), "teacher", 1)
     for number, assistant in enumerate(recipe.chain, 1):  # its own terms are those of a stage of the student's

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, set_seed
 
-from potstill import export
+from potstill import export, ranks
 from potstill.checks import problem
-from potstill.errors import ModelError, RecipeError, RunFolderError
+from potstill.errors import DataError, ModelError, RecipeError, RunFolderError
 from potstill.knowledge import Needs
 from potstill.knowledge.architectures import describe
 from potstill.labelled import TRAIN, generic, head_names, same_classes
@@ -38,8 +38,10 @@ from potstill.students import (
 from potstill.terms import TEACHER
 from potstill.training.alignment import require_aligned, token_terms
 from potstill.training.distiller import ROW, Distiller
+from potstill.training.embeddings import SPARSE, require_embeddings, require_unsharded
 from potstill.training.freezing import parts as freezable
 from potstill.training.int8 import require_int8
+from potstill.training.stages import sharding
 from potstill.workbench import Workbench, model_path
 
 CALIBRATION_BATCH = 32
@@ -185,6 +187,8 @@ def preflight(bench: Workbench, trained: Path | None = None) -> Preflight:
     taught_by |= {other.name: load_teacher(bench, other=other) for other in recipe.teacher.others}
     for name, model in taught_by.items():
         bench.for_teacher.check_rows(name, model)
+        if (settings := recipe.teachers_trainings[name]) is not None:
+            require_embeddings(model, settings.embeddings)
         if recipe.teacher.precision == "int8":
             require_int8(model)
     asked: list[Mapping[str, Needs]] = []  # of each in the chain
@@ -196,6 +200,8 @@ def preflight(bench: Workbench, trained: Path | None = None) -> Preflight:
     student = start_student(bench, teacher, recipe.seed)
     bench.check_rows("student", student)
     peers, stages, own = _bind_stages(bench, recipe.distill, student, taught_by, teacher)
+    if recipe.refine is not None:
+        require_embeddings(student, recipe.refine.train.embeddings)
     return Preflight(teacher, student, taught_by, peers, stages, [*asked, own][0])
 
 
@@ -214,6 +220,7 @@ def _bind_stages(
     for stage in stages:
         if stage.freeze:
             freezable(student, stage.freeze)
+        require_embeddings(student, stage.train.embeddings)
         peers = tuple(start_student(bench, source, bench.recipe.seed, section) for section in stage.mutual)
         for peer in peers:
             bench.check_rows("student that learns along", peer)
@@ -248,6 +255,22 @@ def _try(distiller: Distiller, bench: Workbench) -> None:
                 distiller(batch, progress=progress)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise RecipeError(problem("A term can't be computed as it is written", given=error)) from error
+
+
+def check_ranks(bench: Workbench) -> None:
+    """Refuse processes that read other rows from the same recipe, or that batches can't be shared among."""
+    for settings in bench.recipe.trainings:
+        settings.rows_of_one_rank(ranks.world_size())
+        if settings.embeddings == SPARSE:
+            require_unsharded(sharding())
+    if not ranks.same(bench.digest):
+        raise DataError(
+            problem(
+                "The processes of this run have read different rows from the same recipe",
+                follows="Each would count rows and steps differently",
+                do="Give files that are the same on all machines",
+            )
+        )
 
 
 def require_space(folder: Path, found: Preflight, recipe: Recipe) -> None:

@@ -104,6 +104,17 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _answers_that_can_be_kept(self) -> Self:
+        made = self.data.augment
+        if self.cache.use in ("always", "only") and made is not None and not made.fixed:
+            raise ValueError(
+                f"cache.use: {self.cache.use} keeps a teacher's answers, and data.augment never shows it the same "
+                "images again. Set data.augment.views to a number of fixed views, without mixup and cutmix; or "
+                "cache.use=auto"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fitting_students(self) -> Self:
         chain = [one.student for one in self.assistants]
         stages = [*self.distill, *(stage for one in self.assistants for stage in one.distill or ())]
@@ -146,10 +157,15 @@ class Recipe(Section):
         return Combination(weights, self.teacher.route)
 
     @property
+    def teachers_trainings(self) -> dict[str, TrainSettings | None]:
+        """How each teacher is trained here, by name; None where it is taken as it is."""
+        return {TEACHER: self.teacher.train, **{other.name: other.train for other in self.teacher.others}}
+
+    @property
     def trainings(self) -> list[TrainSettings]:
         """The settings of every stage of training."""
         stages = [*self.distill, *(stage for one in self.chain for stage in one.distill or ())]
-        found = [self.teacher.train, *(other.train for other in self.teacher.others)]
+        found = [*self.teachers_trainings.values()]
         found += [stage.train for stage in stages] + ([] if self.refine is None else [self.refine.train])
         return [one for one in found if one is not None]
 

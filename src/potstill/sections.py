@@ -88,7 +88,7 @@ class DataSection(SourceSection):
     augment: Augment | None = None
     limit: Annotated[int, Ge(1)] | None = None
     validation: Share = 0.1
-    test: Share = 0.1
+    test: Annotated[float, Ge(0), Lt(1)] = 0.1
 
     @property
     def called(self) -> str:

@@ -187,6 +187,11 @@ def prepare_workbench(recipe: Recipe, say: Say) -> Workbench:
         licence=samples.SAMPLES[name].licence if samples.is_sample(name) else None,
         digest=digest_rows(rows, task, reader),
     )
+    if bench.evaluated_on == VALIDATION and any(settings.keep == "best" for settings in recipe.trainings):
+        say(
+            "there is no test split: the numbers are on validation, by which the best weights are chosen (keep: best), "
+            "and may look better than they are"
+        )
     return _with_the_students_reader(bench, say)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from potstill.caching import Shared
+from potstill.caching import Shared, require_keepable
 from potstill.checks import problem
 from potstill.comparing.axes import axes, choices
 from potstill.comparing.benches import Benches
@@ -127,6 +127,7 @@ class _Comparison:
         """Check a variant; gives its pairs of layers whose attention maps are compared, or why there are none."""
         bench = self.benches.of(cell.recipe)
         checked = preflight(bench)
+        require_keepable(bench, checked)
         self.asked[cell.key] = (digest([cell.recipe.as_dict()["teacher"], bench.for_teacher.digest]), checked.asked)
         return why_no_maps(bench, checked) or attention_pairs(checked.student, checked.teacher, checked.stages)
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from potstill.checks import problem
 from potstill.errors import ModelError, TrainingError
+from potstill.training.freezing import EMBEDDINGS, parts
 
 DENSE, SPARSE, FROZEN = "dense", "sparse", "frozen"
 
@@ -106,12 +107,15 @@ def sparse_table(student: PreTrainedModel) -> Iterator[None]:
     Raises:
         ModelError: the table is another layer's weight too (a tied head), or no `nn.Embedding`.
     """
-    table = student.get_input_embeddings()
+    try:
+        table = student.get_input_embeddings()
+    except NotImplementedError:  # of images
+        table = None
     if not isinstance(table, nn.Embedding):
         raise ModelError(
             problem(
                 f"The embeddings of {type(student).__name__} can't learn sparsely",
-                given=type(table).__name__,
+                given="no table of words" if table is None else type(table).__name__,
                 do="Set train.embeddings=dense",
             )
         )
@@ -131,6 +135,15 @@ def sparse_table(student: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         table.sparse = before
+
+
+def require_embeddings(model: PreTrainedModel, kind: str) -> None:
+    """Raise `ModelError` where the embeddings of a model can't learn in this way, before it is trained."""
+    if kind == FROZEN:
+        parts(model, [EMBEDDINGS])
+    elif kind == SPARSE:
+        with sparse_table(model):
+            pass
 
 
 def require_unsharded(sharded: bool) -> None:
