@@ -128,13 +128,34 @@ def test_a_lower_precision_is_near_by_so_much(tmp_path, rows, teacher, tokenizer
     assert found["bytes_a_row"] == cache.bytes / len(rows)
 
 
-def test_a_score_that_is_ruled_out_comes_back_as_the_lowest_number(tmp_path, tokenizer, rows):
+@pytest.mark.parametrize(("precision", "error"), [("float16", 1e-3), ("int8", 1e-2)])
+def test_a_score_that_is_ruled_out_comes_back_as_the_lowest_number(tmp_path, tokenizer, rows, precision, error):
     needs = Needs(scores=frozenset({0}))
     teacher = tiny_model("llama", layers=1, attn_implementation="eager")
-    cache = written(tmp_path, teacher, tokenizer, rows, needs, precision="float16").cache
-    known, _ = recalled(cache, rows, [0], TASK.collator(tokenizer), needs)
-    above = known.scores[0][0, 0].triu(1)
+    cache = written(tmp_path, teacher, tokenizer, rows, needs, precision=precision).cache
+    known, batch = recalled(cache, rows, [0], TASK.collator(tokenizer), needs)
+    found = known.scores[0][0, 0]
+    above = found.triu(1)
     assert above[above != 0].unique().tolist() == [torch.finfo(torch.float32).min]
+    live = observe(teacher, batch, needs).scores[0][0, 0]
+    assert 0 < (found - live).tril().norm() < error * live.tril().norm()
+
+
+def test_how_near_it_comes_is_measured_on_what_is_read_back(tmp_path, rows, teacher, tokenizer):
+    needs = Needs(logits=True, hidden=frozenset({1}))
+    cache = written(tmp_path, teacher, tokenizer, rows, needs).cache
+    own = measure(cache, Observer(teacher, needs), rows, TASK.collator(tokenizer))
+    assert own["rows"] == len(rows) and own["columns"]["hidden.1"]["relative_error"] < 1e-4
+    other = measure(cache, Observer(tiny_model(seed=1), needs), rows, TASK.collator(tokenizer))
+    assert other["columns"]["hidden.1"]["relative_error"] > 0.1 and other["columns"]["logits"]["kl"] > 1e-3
+
+    def cut(batch):
+        return {
+            name: value[:, :3] if value.ndim == 2 else value for name, value in TASK.collator(tokenizer)(batch).items()
+        }
+
+    with pytest.raises(CacheError, match="isn't what is observed of it"):
+        measure(cache, Observer(teacher, needs), rows, cut)
 
 
 def test_less_is_served_and_more_is_refused(tmp_path, rows, teacher, tokenizer):

@@ -139,6 +139,9 @@ def _length(name: str, known: Knowledge, size: int) -> Size:
 
 # What is written for a column, and what is read back
 
+LOWEST = torch.finfo(torch.float16).min  # what is below it, a mask put there
+RULED_OUT = -128  # of int8, whose numbers go to -127
+
 
 @dataclass(frozen=True)
 class Codec:
@@ -184,9 +187,12 @@ class Codec:
         if self.sparse:
             return self._encode_sparse(row)
         if self.storage.precision == "int8":
-            largest = row.float().abs().amax(-1)
+            row = row.float()
+            ruled_out = row < LOWEST  # by a mask, which would be the scale of all others
+            largest = row.masked_fill(ruled_out, 0.0).abs().amax(-1)
             scales = torch.where(largest == 0, 1.0, largest / 127)
-            return {"": (row / scales.unsqueeze(-1)).round().to(torch.int8).flatten(), "scales": scales.flatten()}
+            numbers = (row / scales.unsqueeze(-1)).round().masked_fill(ruled_out, RULED_OUT)
+            return {"": numbers.to(torch.int8).flatten(), "scales": scales.flatten()}
         return {"": kept_as(row, self.storage.precision).flatten()}
 
     def _encode_sparse(self, row: Tensor) -> dict[str, Tensor]:
@@ -227,11 +233,12 @@ class Codec:
     def dense(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The numbers again, from parts of any leading shape; those of a float cache stay in their precision."""
         numbers = parts[""]
+        lowest = torch.finfo(torch.float32).min
         if self.storage.precision == "int8":
-            return numbers.float() * parts["scales"].unsqueeze(-1)
+            found = numbers.float() * parts["scales"].unsqueeze(-1)
+            return found.masked_fill(numbers == RULED_OUT, lowest)
         if self.column.kind == "scores" and numbers.dtype == torch.float16:
-            lowest = torch.finfo(torch.float32).min
-            return numbers.float().masked_fill(numbers == torch.finfo(torch.float16).min, lowest)
+            return numbers.float().masked_fill(numbers == LOWEST, lowest)
         return numbers
 
     def ids(self, parts: Mapping[str, Tensor]) -> Tensor:

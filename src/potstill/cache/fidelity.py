@@ -1,4 +1,4 @@
-"""How near what is kept comes to what was observed: measured on some rows whenever a cache is written."""
+"""How near what is kept comes to what is observed: some rows are read back whenever a cache is written."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,9 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.cache.columns import Codec
+from potstill.cache.columns import LOWEST, Codec
+from potstill.cache.keys import row_keys
 from potstill.cache.store import FIDELITY, Cache, write_json
 from potstill.cache.write import Collate, observe_rows, places_of, without_padding
+from potstill.checks import problem
+from potstill.errors import CacheError
 from potstill.knowledge import Observer
 
 SAMPLE = 128
@@ -17,15 +20,20 @@ FEW_CLASSES = 2
 
 
 def measure(cache: Cache, observer: Observer, rows: Any, collate: Collate, sample: int = SAMPLE) -> dict[str, Any]:
-    """What a fixed draw of rows loses by being kept, column by column.
+    """What a fixed draw of the rows that are kept loses by it, column by column: read from the shards, beside what the
+    teacher says now.
 
     Gives, for logits over classes: ``kl``, the mean divergence of the kept distribution from the observed one, in nats,
     over the kept classes and all others together; ``kl_max``; ``agreement``, the share of equal first choices; and
     ``mass``, the mean share of probability that the kept classes hold (1 where all are kept). For all else:
     ``relative_error``, the norm of the difference over the norm of what was observed. Beside them the number of rows,
     and bytes a token and a row.
+
+    Raises:
+        CacheError: what is kept for a row is of another size than what is observed of it.
     """
-    drawn = np.random.default_rng(0).permutation(len(rows))[:sample]
+    shards, kept_at = cache.locate(row_keys(rows, observer.prefix))
+    drawn = np.random.default_rng(0).permutation(np.flatnonzero(shards >= 0))[:sample]
     found: dict[str, list[dict[str, Tensor]]] = {}
     for start in range(0, len(drawn), 32):
         numbers = drawn[start : start + 32].tolist()
@@ -33,9 +41,11 @@ def measure(cache: Cache, observer: Observer, rows: Any, collate: Collate, sampl
         places = places_of(known, len(numbers))
         for name, codec in cache.codecs.items():
             tensor = codec.column.of(known).cpu()
-            for number in range(len(numbers)):
+            for number, at in enumerate(numbers):
                 row = without_padding(tensor[number], codec.column, places, number)
-                found.setdefault(name, []).append(_lost(codec, row))
+                shard, place = cache.shards[shards[at]], int(kept_at[at])
+                parts = {part: shard.part(name, part, place) for part in codec.parts}
+                found.setdefault(name, []).append(_lost(codec, row, parts))
     return {
         "rows": len(drawn),
         "columns": {name: _summary(losses) for name, losses in found.items()},
@@ -53,15 +63,17 @@ def measure_and_keep(cache: Cache, observer: Observer, rows: Any, collate: Colla
     return found
 
 
-def _lost(codec: Codec, row: Tensor) -> dict[str, Tensor]:
-    """What one row loses, as sums and counts."""
-    lengths = dict(zip((s for s in codec.column.shape if isinstance(s, str)), _named_sizes(codec, row), strict=True))
-    flat = codec.encode(row)
-    parts = {name: part.view(codec.part_shape(name, lengths)) for name, part in flat.items()}
+def _lost(codec: Codec, row: Tensor, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What one row loses, as sums and counts: what is observed, and the parts that are kept for it."""
+    held = parts["values"].shape[:-1] if codec.sparse else parts[""].shape[:-1]
+    if held != row.shape[:-1]:
+        what = "What is kept for a row isn't what is observed of it"
+        given = f"{codec.column.name} {list(held)}, observed {list(row.shape[:-1])}"
+        raise CacheError(problem(what, given=given, do="Remove the cache (potstill cache prune --all)"))
     if codec.column.kind != "logits" or codec.classes < FEW_CLASSES:
         finite = row.float().clamp(-1e30, 1e30)
         difference = codec.dense(parts).float().clamp(-1e30, 1e30) - finite
-        ruled_out = row.float() < torch.finfo(torch.float16).min  # by a mask: no number to be near to
+        ruled_out = row.float() < LOWEST  # by a mask: no number to be near to
         difference, finite = (one.masked_fill(ruled_out, 0.0).double() for one in (difference, finite))
         return {"error": difference.square().sum(), "norm": finite.square().sum()}
     temperature = codec.storage.temperature if codec.sparse else 1.0
@@ -81,10 +93,6 @@ def _lost(codec: Codec, row: Tensor) -> dict[str, Tensor]:
     count = torch.tensor(float(kl.numel()))
     sums = {"kl": kl.sum(), "agreement": agree.sum(), "mass": mass.double().sum()}
     return {**sums, "kl_max": kl.max(), "mass_min": mass.double().min(), "count": count}
-
-
-def _named_sizes(codec: Codec, row: Tensor) -> Sequence[int]:
-    return [row.shape[axis] for axis, size in enumerate(codec.column.shape) if isinstance(size, str)]
 
 
 def _summary(losses: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:

@@ -156,7 +156,7 @@ def open_cache(folder: Path) -> Cache:
         data = json.loads(manifest.read_text(encoding="utf-8"))
         found = data["identity"].get("format")
         if found != FORMAT:
-            do = "Remove it (potstill cache prune), and it is written again"
+            do = "Remove it (potstill cache prune --all), and it is written again"
             raise CacheError(problem(f"The cache {folder} has format {found}, and {FORMAT} is read here", do=do))
         identity = Identity.from_dict(data["identity"])
         shape = _shape(data["teacher"])

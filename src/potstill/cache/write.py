@@ -188,8 +188,8 @@ def require_space(cache: Cache, work: Work) -> None:
             problem(
                 f"The disk of {cache.folder} has too little space for the cache",
                 given=f"{free / 1e9:.2f} GB free, {work.bytes / 1e9:.2f} GB needed for {work.rows:,} rows",
-                do="Free some space, name another folder (cache.folder), keep less (cache.precision=int8, "
-                "cache.top_k=64), or let the teacher run along (cache.use=never)",
+                do="Free some space, name another folder (cache.folder), keep less (cache.precision=int8), "
+                "or let the teacher run along (cache.use=never)",
             )
         )
 

@@ -107,12 +107,11 @@ def prune(
     import shutil
 
     freed = 0
-    for cache in _caches(place):
-        if everything:
-            freed += sum(path.stat().st_size for path in cache.folder.rglob("*") if path.is_file())
-            shutil.rmtree(cache.folder)
-            typer.echo(f"removed {cache.folder}")
-            continue
+    for folder in _folders(place) if everything else ():  # those too that this version can't read
+        freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        shutil.rmtree(folder)
+        typer.echo(f"removed {folder}")
+    for cache in () if everything else _caches(place):
         for path in [*cache.damaged, *cache.leftovers()]:
             freed += path.stat().st_size
             path.unlink()
@@ -121,15 +120,22 @@ def prune(
 
 
 def _caches(place: Path) -> "list[Cache]":
-    """The caches of a place. Raises `CacheError` where there is none."""
-    from potstill.cache import caches, open_cache
+    """The caches of a place, opened."""
+    from potstill.cache import open_cache
+
+    return [open_cache(folder) for folder in _folders(place)]
+
+
+def _folders(place: Path) -> list[Path]:
+    """The folders of the caches of a place. Raises `CacheError` where there is none."""
+    from potstill.cache import caches
     from potstill.checks import problem
     from potstill.errors import CacheError
 
     found = caches(place) or caches(place / "cache")
     if not found:
         raise CacheError(problem(f"{place} holds no cache", do="Give a run folder, or the folder of a cache"))
-    return [open_cache(folder) for folder in found]
+    return found
 
 
 def _shards(cache: "Cache") -> str:
