@@ -1,18 +1,22 @@
-"""What each part of our speed saves, alone: an int8 teacher, batches of like length, evaluation by tokens, and kept
-encodings.
+"""What each part of our speed saves, alone: an int8 teacher, batches of like length, evaluation by tokens, kept
+encodings, and dropout on a CPU.
 
     python benchmarks/parts.py
+    python benchmarks/parts.py --only dropout    # the others keep their numbers
 
 The packaged MiniLM on reviews. Both sides of a ratio are taken in turns, and the median of the paired ratios is
 reported. Writes results/parts.json, which docs/speed.md quotes.
 """
 
 import argparse
+import copy
+import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,7 @@ from potstill.evaluation.reduced import reduced_fidelity
 from potstill.tasks import load_tokenizer
 from potstill.tasks.base import bars_on_a_terminal, quiet_transformers
 from potstill.training import teacher_at
+from potstill.training.dropout import cheap_dropout
 from potstill.training.sampler import LengthGroupedSampler
 
 BATCH = 32
@@ -118,19 +123,41 @@ def encoding(made: dict[str, Any], repeats: int) -> dict[str, Any]:
         return {"ratio": paired(read, encode, repeats), "rows": len(texts)}
 
 
+def dropout(made: dict[str, Any], repeats: int) -> dict[str, Any]:
+    """Forward and backward of a student with our dropout over the same with PyTorch's."""
+    rows, model = made["rows"], copy.deepcopy(made["teacher"]).train()
+    collate = made["task"].collator(made["tokenizer"])
+    order = list(LengthGroupedSampler(rows["length"], BATCH, 0))
+    batches = [collate(rows.__getitems__(order[i * BATCH : (i + 1) * BATCH])) for i in range(8)]
+    for batch in batches:
+        batch.pop("labels")
+
+    def step(context: Any) -> None:
+        with context:
+            for batch in batches:
+                model(**batch).logits.sum().backward()
+                model.zero_grad(set_to_none=True)
+
+    return {"ratio": paired(lambda: step(cheap_dropout(model)), lambda: step(nullcontext()), repeats)}
+
+
+PARTS = {part.__name__: part for part in (teacher, grouping, evaluation, encoding, dropout)}
+
+
 def main() -> None:
     """Measure all parts and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "parts.json")
     given = parser.parse_args()
     with quiet_transformers(), bars_on_a_terminal():
         made = setup()
-        found = {}
-        for part in (teacher, grouping, evaluation, encoding):
-            found[part.__name__] = part(made, given.repeats)
-            print(f"{part.__name__}: {found[part.__name__]['ratio']['median']:.3f}", flush=True)
-    setting = {"model": "minilm-l6", "rows": "reviews", "batch": BATCH, "threads": torch.get_num_threads()}
+        found = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
+        for name in given.only:
+            found[name] = PARTS[name](made, given.repeats) | {"threads": torch.get_num_threads()}
+            print(f"{name}: {found[name]['ratio']['median']:.3f}", flush=True)
+    setting = {"model": "minilm-l6", "rows": "reviews", "batch": BATCH}
     result = {**found, "setting": setting}
     save(given.out, result)
 

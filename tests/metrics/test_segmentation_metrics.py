@@ -132,7 +132,8 @@ def test_classes_that_do_not_occur():
     assert of["mean_iou"] == pytest.approx((1 + 63 / 64 + 0) / 3)
     assert of["mean_accuracy"] == pytest.approx((1 + 63 / 64) / 2)
     rows = per_class(*counted(predicted, labels), ["a", "b", "c", "d"])
-    assert rows[3] == {"class": "d", "iou": 0.0, "accuracy": 0.0, "boundary_iou": 0.0, "support": 0}
+    assert rows[3] == {"class": "d", "iou": None, "accuracy": None, "boundary_iou": None, "support": 0}
+    assert rows[2] == {"class": "c", "iou": 0.0, "accuracy": None, "boundary_iou": 0.0, "support": 0}
     assert rows[1]["iou"] == pytest.approx(63 / 64) and rows[1]["support"] == 64
     nothing = counted(predicted, np.full_like(labels, VOID))
     assert scores("segmentation", *nothing) == dict.fromkeys(keys("segmentation"), 0.0)

@@ -77,7 +77,8 @@ def test_the_trial_draws_from_no_generator_that_training_draws_from():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_the_trial_holds_bfloat16_against_float32(monkeypatch):
+@pytest.mark.parametrize("sizes", [SMALL, TrialSizes(width=16, heads=0, rows=2, tokens=16)])
+def test_the_trial_holds_bfloat16_against_float32(monkeypatch, sizes):
     """With a clock that says ten where a step makes anything in bfloat16, and one elsewhere, the ratio is ten."""
 
     class Seen(TorchDispatchMode):
@@ -94,7 +95,7 @@ def test_the_trial_holds_bfloat16_against_float32(monkeypatch):
         return 10.0 if seen.half else 1.0
 
     monkeypatch.setattr(measuring, "_seconds", seconds)
-    assert measuring.step_ratio(CPU, SMALL) == 10.0
+    assert measuring.step_ratio(CPU, sizes) == 10.0
 
 
 def test_a_long_trial_ends_after_its_second_pair(monkeypatch):
@@ -111,6 +112,14 @@ def test_the_trial_is_of_the_models_layers_and_short_on_a_processor():
     assert sizes.short == sizes
     assert TrialSizes(width=768).short.rows < 4
     assert TrialSizes(width=8192).short.rows == 1
+
+
+def test_the_trial_of_a_convolutional_network_is_a_convolution():
+    model = tiny_model("mobilenet_v2")
+    layer, given = TrialSizes.of(model).layer()
+    assert isinstance(layer[0], torch.nn.Conv2d) and given.shape[1] == layer[0].in_channels
+    assert layer(given[:2]).shape == given[:2].shape
+    assert not isinstance(TrialSizes.of(tiny_model("segformer")).layer()[0], torch.nn.Sequential)
 
 
 # ---- teachers

@@ -166,7 +166,7 @@ def per_class_change(entries: Mapping[str, Mapping[str, Any]], by: str = "f1") -
             "teacher": tables["teacher"][name],
             "baseline": tables["baseline"][name],
             "student": value,
-            "change": value - tables["baseline"][name],
+            "change": None if None in (value, tables["baseline"][name]) else value - tables["baseline"][name],
         }
         for name, value in tables["student"].items()
     ]
@@ -232,16 +232,21 @@ def _calibration(found: Sequence[Array], labels: Array, problem: str) -> dict[st
 
 
 def _per_class(found: Sequence[Array], labels: Array, truth: Truth) -> list[dict[str, Any]]:
-    """Mean over seeds."""
+    """Mean over the seeds that have a number; None where none has."""
     if of_pixels(truth.problem):
         tables = [segmentation.per_class(z, labels, truth.names or None) for z in found]
     else:
         tables = [classification.per_class(truth.problem, z, labels, truth.names or None) for z in found]
     columns = [name for name in (tables[0][0] if tables[0] else {}) if name not in ("class", "support")]
     return [
-        {**rows[0], **{c: float(np.mean([row[c] for row in rows])) for c in columns}}
+        {**rows[0], **{c: _mean_of_known([row[c] for row in rows]) for c in columns}}
         for rows in zip(*tables, strict=True)
     ]
+
+
+def _mean_of_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _confusion(found: Sequence[Array], labels: Array, truth: Truth) -> list[list[int]] | None:

@@ -19,6 +19,7 @@ Decisions held here:
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -129,24 +130,30 @@ FULL: dict[str, Callable[[Array, Array], Statistic]] = {
 AT_A_QUARTER = {f"{key}{QUARTER}": function for key, function in FULL.items()}
 
 
-def per_class(counts: Array, labels: Array, names: Sequence[str] | None = None) -> list[dict[str, str | float | int]]:
+def per_class(counts: Array, labels: Array, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """IoU, accuracy, boundary IoU and support (true pixels) of every class, over all images.
 
-    A class that occurs nowhere has 0 in each, and support 0. `names` are the V class names; without them a class is
-    called by its number.
+    None where there is nothing to divide by, which the means leave out too: a class that occurs neither in maps nor in
+    predictions has no IoU, one without a true pixel no accuracy. `names` are the V class names; without them a class
+    is called by its number.
     """
     every = np.ones(len(counts))
     confusion = np.tensordot(every, _confusions(counts, labels), axes=1)
     hits, true = np.diagonal(confusion), confusion.sum(axis=1)
     both, either = (np.tensordot(every, found, axes=1) for found in _band_overlaps(counts))
-    columns = {
-        "iou": ratio(hits, true + confusion.sum(axis=0) - hits),
-        "accuracy": ratio(hits, true),
-        "boundary_iou": ratio(both, either),
+    shares = {
+        "iou": (hits, true + confusion.sum(axis=0) - hits),
+        "accuracy": (hits, true),
+        "boundary_iou": (both, either),
     }
+    columns = {key: np.where(below > 0, ratio(above, below), np.nan) for key, (above, below) in shares.items()}
     called = names if names is not None else [str(k) for k in range(len(hits))]
     return [
-        {"class": name, **{key: float(column[k]) for key, column in columns.items()}, "support": int(true[k])}
+        {
+            "class": name,
+            **{key: None if np.isnan(column[k]) else float(column[k]) for key, column in columns.items()},
+            "support": int(true[k]),
+        }
         for k, name in enumerate(called)
     ]
 

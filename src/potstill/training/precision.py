@@ -3,8 +3,9 @@
 Decided here:
 
 * bfloat16 is taken where a trial step is clearly faster in it, and not by what a processor says of itself: instructions
-  may be there and slow, or a layer too small to gain from them. The trial is one encoder layer of the model's width on
-  a short batch, forward and backward, in turns with float32; it takes a second or two at most.
+  may be there and slow, or a layer too small to gain from them. The trial is one encoder layer of the model's width, or
+  a convolution of its channels, on a short batch, forward and backward, in turns with float32; it takes a second or two
+  at most.
 * Emulated bfloat16 is a hundred times slower than float32, so a product that takes milliseconds rules it out first.
 * Nothing that is measured may change what is trained in silence: the choice is made once a run, kept in its folder, and
   drawn from no generator that training draws from.
@@ -12,6 +13,7 @@ Decided here:
 """
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -54,7 +56,7 @@ class Precision:
 
 @dataclass(frozen=True)
 class TrialSizes:
-    """The layer and the batch that are tried: [rows,tokens,width]."""
+    """The layer and the batch that are tried: [rows,tokens,width]; without heads a convolution, its tokens a square."""
 
     width: int = 384
     heads: int = 12
@@ -66,8 +68,22 @@ class TrialSizes:
         """The sizes of a model's layers."""
         shape = describe(model)
         width = max(1, shape.width)
+        if not shape.layers:
+            return cls(width, heads=0)
         heads = shape.heads if shape.heads > 0 and width % shape.heads == 0 else 1
         return cls(width, heads)
+
+    def layer(self) -> tuple[nn.Module, Tensor]:
+        """The layer, and what it is given."""
+        if not self.heads:
+            side = math.isqrt(self.tokens)
+            convolution = nn.Conv2d(self.width, self.width, 3, padding=1, bias=False)
+            found = nn.Sequential(convolution, nn.BatchNorm2d(self.width), nn.ReLU())
+            return found, torch.randn(self.rows, self.width, side, side)
+        attending = nn.TransformerEncoderLayer(
+            self.width, self.heads, 4 * self.width, dropout=0.0, activation="gelu", batch_first=True
+        )
+        return attending, torch.randn(self.rows, self.tokens, self.width)
 
     @property
     def short(self) -> "TrialSizes":
@@ -120,10 +136,7 @@ def step_ratio(device: torch.device, sizes: TrialSizes) -> float:
     """Time of a trial step under bfloat16 autocast over that in float32: the median of pairs, each taken in turns."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(0)
-        layer = nn.TransformerEncoderLayer(
-            sizes.width, sizes.heads, 4 * sizes.width, dropout=0.0, activation="gelu", batch_first=True
-        )
-        given = torch.randn(sizes.rows, sizes.tokens, sizes.width)
+        layer, given = sizes.layer()
     layer, given = layer.to(device), given.to(device)
 
     def step(bfloat16: bool) -> None:
