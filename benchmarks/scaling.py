@@ -97,7 +97,7 @@ def measure(rows_file: Path, folder: Path, steps: int, max_tokens: int) -> dict[
     memory("VmHWM", reset=True)
     settings = TrainSettings(steps=steps, batch_size=BATCH)
     arguments = training_arguments(
-        settings, Lesson(task, tokenizer, rows, objective, teacher), folder, bfloat16=False, seed=0
+        settings, student, Lesson(task, tokenizer, rows, objective, teacher), folder, bfloat16=False, seed=0
     )
     clock, begun = StepClock(), time.perf_counter()
     trainer = DistillationTrainer(student, objective, task, tokenizer, rows, teacher=source, args=arguments)

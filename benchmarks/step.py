@@ -74,7 +74,7 @@ def ours(made: dict[str, Any], settings: TrainSettings, bfloat16: bool, seed: in
             made["tokenizer"],
             made["rows"],
             teacher=made["teacher"],
-            args=training_arguments(settings, lesson, Path(folder), bfloat16=bfloat16, seed=seed),
+            args=training_arguments(settings, student, lesson, Path(folder), bfloat16=bfloat16, seed=seed),
             teacher_dtype=torch.bfloat16 if bfloat16 else None,
             callbacks=[clock],
         )
@@ -95,7 +95,7 @@ def by_hand(made: dict[str, Any], settings: TrainSettings, bfloat16: bool, seed:
     decay = [p for p in student.parameters() if p.ndim > 1]
     rest = [p for p in student.parameters() if p.ndim <= 1]
     groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+    optimiser = torch.optim.AdamW(groups, lr=settings.rate(student.config.hidden_size), fused=True)
     steps = int(settings.steps or 0)
     warm = settings.warmup * steps
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: min(s / warm, (steps - s) / (steps - warm)))

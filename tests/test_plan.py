@@ -71,6 +71,7 @@ def test_stages_and_their_steps(planned: planning.Plan) -> None:
         ("baselines: distill 2, 2 times", 7),
         ("refine, 4 times", 2),
     ]
+    assert [stage.learning_rate for stage in planned.stages] == [1e-3] * 5 + [2e-5]  # of a width of 32: at most 1e-3
     assert all(stage.seconds > 0 for stage in planned.stages)
     assert planned.seconds == pytest.approx(sum(stage.seconds for stage in planned.stages))
 

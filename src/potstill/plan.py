@@ -31,7 +31,7 @@ from potstill.training import Distiller, TrainSettings, detect_precision
 from potstill.training.distiller import ROW
 from potstill.training.dropout import cheap_dropout
 from potstill.training.precision import TrialSizes
-from potstill.training.stages import total_steps
+from potstill.training.stages import rate_of, total_steps
 from potstill.workbench import LABELS_ONLY, Workbench, prepare_workbench
 
 TRIED = 4  # batches that are timed, from short to long; before them the longest, whose memory is counted
@@ -52,11 +52,12 @@ class PlannedTerm:
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One piece of training: its terms, steps and estimated seconds."""
+    """One piece of training: its terms, steps, learning rate and estimated seconds."""
 
     title: str
     terms: tuple[PlannedTerm, ...]
     steps: int
+    learning_rate: float
     seconds: float
 
 
@@ -138,7 +139,7 @@ def plan(
         classes=bench.task.names if bench.task.problem != "regression" else (),
         precision=f"{precision.name}: {precision.why}",
         taps=_taps(found.stages),
-        stages=_stages(loaded, bench, found.stages, trials),
+        stages=_stages(loaded, bench, found, trials),
         memory={
             "weights, gradients and Adam's moments": ADAM * trained,
             "the teachers beside them": (2 if precision.bfloat16 else 4) * beside,
@@ -280,9 +281,8 @@ def _taps(stages: Sequence[BoundObjective]) -> dict[str, str]:
     return found
 
 
-def _stages(
-    recipe: Recipe, bench: Workbench, objectives: Sequence[BoundObjective], trials: Mapping[str, _Trial]
-) -> list[PlannedStage]:
+def _stages(recipe: Recipe, bench: Workbench, checked: Preflight, trials: Mapping[str, _Trial]) -> list[PlannedStage]:
+    objectives, shapes = checked.stages, {"student": describe(checked.student), "teacher": describe(checked.teacher)}
     seeds, transfer = recipe.evaluate.seeds, len(bench.transfer)
     twins = len(recipe.roles) - 1
     labels = _terms(LABELS_ONLY.bind(objectives[0].student, None, bench.task.defaults()))
@@ -293,7 +293,8 @@ def _stages(
     ) -> None:
         steps = total_steps(settings, rows)[0]
         seconds = steps * settings.accumulation * trials[trial].seconds * times
-        found.append(PlannedStage(title if times == 1 else f"{title}, {times} times", terms, steps, seconds))
+        rate = rate_of(settings, shapes["teacher" if trial == "teacher" else "student"])
+        found.append(PlannedStage(title if times == 1 else f"{title}, {times} times", terms, steps, rate, seconds))
 
     for name, train in recipe.teachers_trainings.items():
         if train is not None:

@@ -7,11 +7,13 @@ import torch
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_rows, tiny_tokenizer
 
+from potstill.knowledge import describe
 from potstill.objective import Objective, Term
 from potstill.tasks import TextClassification
 from potstill.training import Precision, TrainSettings, stages
 from potstill.training.checkpoints import latest
-from potstill.training.stages import Lesson, total_steps, train
+from potstill.training.settings import RefineSettings
+from potstill.training.stages import Lesson, rate_of, total_steps, train
 from potstill.training.trainer import DistillationTrainer
 
 TASK = TextClassification()
@@ -325,3 +327,19 @@ def test_a_record_counts_the_rows_it_saw(tmp_path):
     record = Run(tmp_path).go()[1]
     assert record.steps == 12
     assert record.rows_seen == 2 * 22  # the last batch of an epoch is smaller
+
+
+@pytest.mark.parametrize(("width", "rate"), [(768, 1e-4), (384, 2e-4), (1024, 7.5e-5), (32, 1e-3), (0, 1e-4)])
+def test_the_learning_rate_follows_the_width_unless_it_is_given(width, rate):
+    assert TrainSettings().rate(width) == pytest.approx(rate)
+    assert TrainSettings(learning_rate=3e-5).rate(width) == RefineSettings(learning_rate=3e-5).rate(width) == 3e-5
+    assert RefineSettings().rate(width) == 2e-5
+
+
+def test_a_model_is_trained_at_the_rate_of_its_width(tmp_path):
+    student, rows = tiny_model(layers=1, width=96), TASK.encode(tiny_rows(8), tiny_tokenizer(), max_length=16)
+    lesson = Lesson(TASK, tiny_tokenizer(), rows, Objective([Term("labels")]))
+    settings = TrainSettings(steps=2, batch_size=4, warmup=0.0, schedule="constant")
+    record = train(student, lesson, settings, tmp_path, precision=EXACT)
+    assert [point["learning_rate"] for point in record.points] == pytest.approx([8e-4, 8e-4])
+    assert rate_of(settings, describe(tiny_model("mobilenet_v2"))) == 1e-4  # convolutions have no width to go by

@@ -80,7 +80,7 @@ def test_a_step_waits_for_nothing(tmp_path, terms, embeddings):
     objective = Objective(TERMS[terms])
     lesson = Lesson(TASK, tiny_tokenizer(), rows, objective, teacher)
     settings = TrainSettings(steps=6, batch_size=4)
-    arguments = training_arguments(settings, lesson, tmp_path, bfloat16=False, seed=0)
+    arguments = training_arguments(settings, student, lesson, tmp_path, bfloat16=False, seed=0)
     arguments.logging_steps = 100
     watch = Watch(2, 4)  # two whole steps, with the fetching of a batch between them
     made = DistillationTrainer(

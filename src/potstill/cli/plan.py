@@ -43,7 +43,8 @@ def print_plan(found: "Plan", console: "Console") -> None:
 
     for stage in found.stages:
         time = duration(stage.seconds)
-        console.print(f"\n{stage.title}: {stage.steps:,} steps, about {time}", style="bold", highlight=False)
+        taken = f"{stage.steps:,} steps at a learning rate of {stage.learning_rate:.2g}"
+        console.print(f"\n{stage.title}: {taken}, about {time}", style="bold", highlight=False)
         terms = Table(
             "term", "loss", "weight", "student with teacher", "layers", "projection", box=None, pad_edge=False
         )

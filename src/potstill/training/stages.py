@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from potstill import ranks
+from potstill.knowledge import ModelShape, describe
 from potstill.objective import Objective
 from potstill.tasks.base import Rows, Task
 from potstill.training.checkpoints import (
@@ -120,7 +121,7 @@ def train(
         peers=members[1:],
         combination=lesson.combination,
         teacher_reader=lesson.teacher_reader,
-        args=training_arguments(settings, lesson, folder, bfloat16=precision.bfloat16, seed=seed),
+        args=training_arguments(settings, student, lesson, folder, bfloat16=precision.bfloat16, seed=seed),
         teacher_dtype=lesson.teacher_dtype(precision),
         evaluator=lesson.evaluator,
         patience=settings.early_stopping if settings.keep == "best" else None,
@@ -179,8 +180,13 @@ def _finish(folder: Path, record: TrainRecord) -> None:
     prune(folder, set())
 
 
+def rate_of(settings: TrainSettings, shape: ModelShape) -> float:
+    """The learning rate that a model of these sizes is trained with."""
+    return settings.rate(shape.width if shape.layers else 0)
+
+
 def training_arguments(
-    settings: TrainSettings, lesson: Lesson, folder: Path, *, bfloat16: bool, seed: int
+    settings: TrainSettings, student: PreTrainedModel, lesson: Lesson, folder: Path, *, bfloat16: bool, seed: int
 ) -> TrainingArguments:
     """The `TrainingArguments` of a stage. Evaluations are counted in steps, so that a resumed run makes the same."""
     steps, per_epoch = total_steps(settings, len(lesson.rows))
@@ -191,7 +197,7 @@ def training_arguments(
         max_steps=steps,
         per_device_train_batch_size=settings.rows_of_one_rank(ranks.world_size()),
         gradient_accumulation_steps=settings.accumulation,
-        learning_rate=settings.learning_rate,
+        learning_rate=rate_of(settings, describe(student)),
         weight_decay=settings.weight_decay,
         warmup_steps=math.ceil(settings.warmup * steps),
         lr_scheduler_type=settings.schedule,
