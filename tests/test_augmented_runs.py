@@ -13,11 +13,11 @@ from tiny_runs import Told, merged
 from potstill.augment.image import VIEW, Augmentation, Jitter, ResizedCrop
 from potstill.errors import CacheError, RecipeError
 from potstill.objective import Objective, Term
-from potstill.pipeline import run
+from potstill.pipeline import cache, run
 from potstill.recipe import load_recipe
 from potstill.tasks import ImageClassification
 from potstill.tasks.images import ImageReader
-from potstill.training import TrainSettings
+from potstill.training import TrainSettings, stages
 from potstill.training.precision import Precision
 from potstill.training.stages import Lesson, train
 from potstill.workbench import Workbench, prepare_workbench
@@ -89,7 +89,10 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("made", [MADE, Augmentation(crop=2, mixup=0.4, cutmix=1.0)], ids=["views", "mixed"])
-def test_a_stopped_training_goes_on_with_the_views_it_would_have_had(tmp_path: Path, made: Augmentation) -> None:
+def test_a_stopped_training_goes_on_with_the_views_it_would_have_had(
+    tmp_path: Path, made: Augmentation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so does one whose images are read ahead by other processes."""
     seen: dict[str, list[torch.Tensor]] = {}
     task = ImageClassification(names=NAMES, augmentation=made)
     rows = task.encode(tiny_image_rows(10).rename_column("label", "labels"), reader(0.5, 0.5))
@@ -117,8 +120,10 @@ def test_a_stopped_training_goes_on_with_the_views_it_would_have_had(tmp_path: P
     with pytest.raises(Stopped):
         go("broken", stop_at=6)
     resumed = go("broken")
+    monkeypatch.setattr(stages, "loader_workers", lambda _task: 1)
+    ahead = go("ahead")
     for key, tensor in whole.items():
-        assert torch.equal(tensor, resumed[key]), key
+        assert torch.equal(tensor, resumed[key]) and torch.equal(tensor, ahead[key]), key
     assert len(seen["whole"]) == 9  # three batches an epoch
     shown = [torch.cat(seen["whole"][start : start + 3]).flatten(1) for start in (0, 3, 6)]
     assert (torch.cdist(shown[0], shown[1]).min(1).values > 0.01).float().mean() > 0.7  # another view each epoch
@@ -147,12 +152,16 @@ def test_a_cache_of_fixed_views_is_exact(recipe: dict[str, Any], tmp_path: Path)
 
 
 def test_a_cache_of_views_that_change_is_refused(recipe: dict[str, Any], tmp_path: Path) -> None:
-    made = merged(recipe, {"cache": {"use": "always"}})
-    with pytest.raises(CacheError, match=r"another view of each image in every epoch.*Set data.augment.views"):
-        run(made, tmp_path / "always")
-    mixing = merged(made, {"data": {"augment": {"views": 2, "mixup": 0.2}}})
-    with pytest.raises(CacheError, match=r"mixes each batch anew"):
-        run(mixing, tmp_path / "mixing")
+    mixing = {"data": {"augment": {"views": 2, "mixup": 0.2}}}
+    for use in ("always", "only"):
+        for changes in ({}, mixing):
+            with pytest.raises(RecipeError, match=f"cache.use: {use} keeps a teacher's answers.*data.augment.views"):
+                load_recipe(merged(recipe, {**changes, "cache": {"use": use}}))
+    load_recipe(merged(recipe, {"data": {"augment": {"views": 2}}, "cache": {"use": "always"}}))
+    for changes, why in (({}, "another view of each image in every epoch"), (mixing, "mixes each batch anew")):
+        with pytest.raises(CacheError, match=rf"can't be kept.*{why}.*Set data.augment.views"):
+            cache(merged(recipe, changes), tmp_path / why[:5])
+        assert not (tmp_path / why[:5] / "teacher").exists(), "a teacher was trained for it"
     told = Told()
     several = {"distill": [{"terms": [{"knowledge": "logits"}], "train": {"steps": 8, "batch_size": 8}}]}
     run(merged(recipe, several), tmp_path / "auto", progress=told)

@@ -13,9 +13,9 @@ from tiny_runs import SHORT, Told, merged
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from potstill.cache import row_keys
-from potstill.errors import CacheError, ModelError, RecipeError
+from potstill.errors import CacheError, ModelError
 from potstill.evaluation import peak_memory
-from potstill.pipeline import cache, run
+from potstill.pipeline import run
 from potstill.preflight import preflight
 from potstill.recipe import load_recipe
 from potstill.tasks import ImageClassification
@@ -112,22 +112,6 @@ def test_a_teacher_of_images_is_remembered_exactly(recipe: dict[str, Any], tmp_p
     only = {"use": "only", "precision": "float32", "folder": str(tmp_path / "kept/cache")}
     again = run(merged(made, {"cache": only}), tmp_path / "again")
     assert again.results["kept"]["teacher"]["written_rows"] == 0
-
-
-@pytest.mark.parametrize("use", ["always", "only"])
-def test_answers_to_fresh_views_are_refused_with_the_recipe(use: str, recipe: dict[str, Any]) -> None:
-    asked = {"cache": {"use": use}, "data": {"augment": {"flip": 0.5}}}
-    with pytest.raises(RecipeError, match=f"cache.use: {use} keeps a teacher's answers.*data.augment.views"):
-        load_recipe(merged(recipe, asked))
-    load_recipe(merged(recipe, merged(asked, {"data": {"augment": {"views": 2}}})))
-
-
-def test_answers_to_fresh_views_are_not_kept_and_no_teacher_is_trained_for_it(
-    recipe: dict[str, Any], tmp_path: Path
-) -> None:
-    with pytest.raises(CacheError, match=r"can't be kept.*another view of each image"):
-        cache(merged(recipe, {"data": {"augment": {"flip": 0.5}}}), tmp_path / "run")
-    assert not (tmp_path / "run/teacher").exists()
 
 
 def test_what_no_row_has_of_its_own_is_not_kept_and_no_teacher_is_trained_for_it(

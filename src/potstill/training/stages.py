@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from multiprocessing import get_start_method
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from potstill.training.settings import TrainSettings
 from potstill.training.trainer import DistillationTrainer, Evaluator
 
 LOGS = 100  # points of a learning curve
+MOST_WORKERS = 8  # that read images for one rank
 Progress = Callable[[int, int, float | None], None]  # step, of how many, loss
 
 
@@ -185,6 +187,18 @@ def rate_of(settings: TrainSettings, shape: ModelShape) -> float:
     return settings.rate(shape.width if shape.layers else 0)
 
 
+def loader_workers(task: Task) -> int:
+    """Processes that read images ahead while an accelerator computes: decoding and augmenting would keep it waiting.
+
+    None for texts, which are encoded beforehand; none where a processor trains, which has no cores to spare; and none
+    where processes don't begin as a copy of this one (fork), since tasks hold what can't be sent to another.
+    """
+    if "image" not in task.columns or not torch.accelerator.is_available() or get_start_method() != "fork":
+        return 0
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(MOST_WORKERS, max(1, len(os.sched_getaffinity(0)) // beside - 1))
+
+
 def training_arguments(
     settings: TrainSettings, student: PreTrainedModel, lesson: Lesson, folder: Path, *, bfloat16: bool, seed: int
 ) -> TrainingArguments:
@@ -217,6 +231,7 @@ def training_arguments(
         disable_tqdm=True,
         report_to="none",
         dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_num_workers=loader_workers(lesson.task),
     )
 
 
