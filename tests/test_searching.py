@@ -10,6 +10,7 @@ import yaml
 from tiny_runs import SHORT, Told, merged, tiny_recipe
 
 from potstill import workbench
+from potstill.cache import caches, open_cache
 from potstill.errors import RecipeError, RunFolderError, TrainingError
 from potstill.recipe import load_recipe
 from potstill.searching import Choice, Range, parse_space, search
@@ -66,7 +67,7 @@ def test_what_can_not_be_searched(space: Sequence[str], said: str) -> None:
 
 def made(folder: Path) -> dict[str, Any]:
     """A recipe whose teacher takes a number of steps that shows in its files."""
-    return tiny_recipe(folder, {"teacher": {"train": {**SHORT, "steps": 3}}})
+    return tiny_recipe(folder, {"teacher": {"train": {**SHORT, "steps": 3}}, "cache": {"use": "always"}})
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,13 @@ def test_trials_choose_from_the_space_and_share_the_teacher(whole: tuple[Path, d
     assert len(teachers) == 3
     assert len({path.stat().st_mtime_ns for path in teachers}) == 1
     assert not list(whole[2].folder.glob("trials/*/seeds/*")), "a student that was scored is no longer needed"
+
+
+def test_all_trials_read_one_cache(whole: tuple[Path, dict[str, Any], Any, Told]) -> None:
+    told = whole[3].text
+    assert told.count("its answers are kept on disk") == 1 and told.count("its answers are read from") == 2
+    (folder,) = caches(whole[2].folder / "cache")
+    assert open_cache(folder).rows == 60 and not list(whole[2].folder.glob("trials/*/cache"))
 
 
 def test_the_best_is_a_recipe(whole: tuple[Path, dict[str, Any], Any, Told]) -> None:
