@@ -174,8 +174,9 @@ def _work(
     dtype = _product_dtype(head)
     soft = torch.promote_types(dtype, torch.float32)
     weights = torch.stack([part.weights.detach().reshape(-1).to(soft) for part in parts])
-    by_label = torch.tensor([part.loss == "cross_entropy" for part in parts], device=weights.device)
-    labels = labels.reshape(-1).long() if labels is not None and bool(by_label.any()) else None
+    of_labels = [part.loss == "cross_entropy" for part in parts]
+    by_label = torch.tensor(of_labels, device=weights.device)
+    labels = labels.reshape(-1).long() if labels is not None and any(of_labels) else None
     if labels is not None:
         weights = weights.masked_fill(by_label.unsqueeze(-1) & (labels == IGNORED), 0.0)
     counted = (weights != 0).any(0)
@@ -186,7 +187,7 @@ def _work(
     if labels is not None:  # what stands where no label counts need not be a class
         labels = labels.masked_fill((weights[by_label] == 0).all(0), 0).unsqueeze(-1)
     unheard = (weights[~by_label] == 0).all(0)
-    known = _at_rows(teacher, rows, unheard) if bool((~by_label).any()) else None
+    known = _at_rows(teacher, rows, unheard) if not all(of_labels) else None
     count = weights.shape[1]
     height = max(1, min(chunk or chunk_rows(count, len(head.weight)), count))
     unit = weights.abs().amax().clamp(min=1e-30) if dtype == torch.float16 and count else None
