@@ -11,14 +11,18 @@ from pathlib import Path
 import pytest
 import yaml
 from datasets import Dataset, DatasetDict
-from tiny import save_folder, tiny_model, tiny_rows, tiny_texts
+from tiny import save_folder, tiny_causal, tiny_model, tiny_rows, tiny_texts, tiny_tokenizer
 from typer.testing import CliRunner
 
+from potstill import losses
 from potstill.cli import app
 from potstill.data import load, samples
+from potstill.kinds import KINDS, family
 from potstill.recipe import load_recipe
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = ROOT / "docs"
 
 
 # Nine trainings and twenty trials, of tiny models too, take longer than a test may: budgets are cut, nothing else.
@@ -28,9 +32,9 @@ QUICKER = {
 }
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, page: str = README) -> list[str]:
     """The code blocks of a language, in order."""
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
 
 
 def sample_rows() -> DatasetDict:
@@ -105,3 +109,33 @@ def test_the_step_ratio_is_the_measured_one() -> None:
 def test_every_picture_and_page_is_there() -> None:
     for link in re.findall(r"\]\(([^)#]+)\)", README):
         assert (Path(__file__).parents[1] / link).exists(), link
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory")
+def test_a_language_model_is_distilled_as_the_quickstart_shows(new_user: Path) -> None:
+    for name, layers in (("my-teacher", 2), ("my-student", 1)):
+        tiny_causal(layers=layers).save_pretrained(new_user / name)
+        tokenizer = tiny_tokenizer()
+        tokenizer.eos_token = tokenizer.sep_token
+        tokenizer.save_pretrained(new_user / name)
+    shown = next(
+        block for block in blocks("python", (DOCS / "quickstart.md").read_text("utf-8")) if "CausalLM" in block
+    )
+    assert shown.count("max_steps=1000") == 1
+    exec(shown.replace("max_steps=1000", "max_steps=2"), {"texts": tiny_texts(40)[0]})
+    assert (new_user / "my-small-model/model.safetensors").exists()
+
+
+def test_the_table_of_losses_names_what_each_knowledge_takes() -> None:
+    page = (DOCS / "recipes.md").read_text("utf-8")
+    section = page.partition("### Losses by knowledge")[2].partition("###")[0]
+    rows = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| `")]
+    told = {kind: re.findall(r"`(\w+)`", losses_) for kinds, losses_ in rows for kind in re.findall(r"`(\w+)`", kinds)}
+    spans = {"mgskd_tokens", "mgskd_spans"}  # written as those that are left out
+    for kind in ("features", "patches"):
+        told[kind] = ["hidden_mse", *(set(told["hidden"]) | set(told[kind])) - {"hidden_mse", *spans}]
+    assert told.keys() - {"knowledge", "loss"} == KINDS.keys()
+    for kind, takes in KINDS.items():
+        fitting = {name for name in losses.__all__ if family(getattr(losses, name)) in takes.families}
+        assert set(told[kind]) == fitting, kind
+        assert takes.usual in (None, told[kind][0])

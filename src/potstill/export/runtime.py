@@ -19,7 +19,7 @@ import numpy.typing as npt
 from potstill.checks import problem
 from potstill.errors import ExportError
 
-INSTALL = "Install the ONNX packages: pip install 'potstill[onnx]'"
+INSTALL = "Install the ONNX packages: pip install onnx onnxscript onnxruntime"
 
 
 def require_packages() -> None:

@@ -105,7 +105,7 @@ def _require_optuna() -> None:
         import optuna
     except ImportError:
         raise PotstillError(
-            problem("The search needs the package optuna", do="Install it: pip install 'potstill[search]'")
+            problem("The search needs the package optuna", do="Install it: pip install optuna")
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
