@@ -207,7 +207,7 @@ def measured(forms: dict[str, str], tokens: int, classes: int, repeats: int) -> 
 
 
 def main() -> None:
-    """Run the forms and write the JSON, or write the table."""
+    """Run the forms and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--classes", type=int, default=32_000)

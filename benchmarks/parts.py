@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from records import save
 from step import setup
 
 from potstill.data import encoded
 from potstill.data.samples import fetch_model, load_sample_data
 from potstill.evaluation.predict import CPU_TOKENS, predict_logits
 from potstill.evaluation.reduced import reduced_fidelity
+from potstill.shipping import hardware, versions
 from potstill.tasks import load_tokenizer
 from potstill.tasks.base import bars_on_a_terminal, quiet_transformers
 from potstill.training import teacher_at
@@ -155,11 +155,12 @@ def main() -> None:
         made = setup()
         found = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
         for name in given.only:
-            found[name] = PARTS[name](made, given.repeats) | {"threads": torch.get_num_threads()}
+            where = {"threads": torch.get_num_threads(), "hardware": hardware(), "versions": versions()}
+            found[name] = PARTS[name](made, given.repeats) | where
             print(f"{name}: {found[name]['ratio']['median']:.3f}", flush=True)
     setting = {"model": "minilm-l6", "rows": "reviews", "batch": BATCH}
-    result = {**found, "setting": setting}
-    save(given.out, result)
+    text = json.dumps({**found, "setting": setting}, indent=1)  # each part with what it was measured on
+    given.out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from tiny_images import NAMES, tiny_image_recipe, tiny_image_rows
 from tiny_runs import Told, merged
 
 from potstill.augment.image import VIEW, Augmentation, Jitter, ResizedCrop
-from potstill.errors import CacheError, RecipeError
+from potstill.errors import CacheError, DataError, RecipeError
 from potstill.objective import Objective, Term
 from potstill.pipeline import cache, run
 from potstill.recipe import load_recipe
@@ -188,3 +188,16 @@ def test_what_makes_no_sense_is_refused(recipe: dict[str, Any]) -> None:
     rest = {"teacher": {"model": "x"}, "student": {"layers": 1}, "distill": [{"terms": [{"knowledge": "logits"}]}]}
     with pytest.raises(RecipeError, match=r"data.augment mean nothing for text_classification"):
         load_recipe(text | rest)
+
+
+def test_an_error_of_a_process_that_reads_ahead_is_as_it_was_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "loader_workers", lambda _task: 1)
+    task = ImageClassification(names=NAMES)
+    rows = task.encode(tiny_image_rows(4).rename_column("label", "labels"), reader(0.5, 0.5))
+    broken = rows.map(lambda row: {"image": {"bytes": b"none", "path": None}}, features=rows.features)
+    lesson = Lesson(task, reader(0.5, 0.5), broken, Objective([Term("labels")]))
+    with pytest.raises(DataError) as raised:
+        train(tiny_model("vit", layers=1), lesson, TrainSettings(steps=1, batch_size=4), tmp_path, precision=EXACT)
+    assert "Traceback" not in str(raised.value) and "Repair" in str(raised.value)

@@ -1,5 +1,6 @@
 """Image classification from data to report: one seam for texts and images."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from potstill.cache import row_keys
 from potstill.errors import CacheError, ModelError
 from potstill.evaluation import peak_memory
-from potstill.pipeline import run
+from potstill.pipeline import cache, run
 from potstill.preflight import preflight
 from potstill.recipe import load_recipe
+from potstill.searching import search
 from potstill.tasks import ImageClassification
 from potstill.workbench import Workbench, prepare_workbench
+
+SPACE = ["distill.0.train.steps=1..2:int"]
 
 
 def bench_of(recipe: dict[str, Any]) -> Workbench:
@@ -119,10 +123,14 @@ def test_what_no_row_has_of_its_own_is_not_kept_and_no_teacher_is_trained_for_it
 ) -> None:
     model = tiny_image_model(tmp_path / "swin", "swin", layers=3)
     terms = [{"knowledge": "attention", "layers": [[0, 0]]}]
-    asked = {"teacher": {"model": model}, "distill": [{"terms": terms, "train": SHORT}], "cache": {"use": "always"}}
-    with pytest.raises(CacheError, match=r"answers of teacher can't be kept.*row by row"):
-        run(merged({**recipe, "student": {"config": {"depths": [1, 1]}}}, asked), tmp_path / "run")
-    assert not (tmp_path / "run/teacher").exists()
+    asked: dict[str, Any] = {"teacher": {"model": model}, "distill": [{"terms": terms, "train": SHORT}]}
+    made = merged({**recipe, "student": {"config": {"depths": [1, 1]}}}, asked)
+    always = merged(made, {"cache": {"use": "always"}})
+    ways = {"run": partial(run, always), "cache": partial(cache, made), "search": partial(search, always, SPACE)}
+    for name, way in ways.items():
+        with pytest.raises(CacheError, match=r"answers of teacher can't be kept.*row by row"):
+            way(out=tmp_path / name)
+        assert not list((tmp_path / name).glob("**/model.safetensors")), "a teacher was trained for it"
 
 
 @pytest.mark.parametrize("kind", ["sparse", "frozen"])

@@ -50,7 +50,10 @@ def test_without_a_test_split_the_numbers_are_on_validation(recipe: dict[str, An
     bench = bench_of(made, told)
     assert (len(bench.rows["train"]), bench.evaluated_on) == (60, "validation")
     bench_of(merged(made, {"distill": [{**made["distill"][0], "train": {"keep": "best"}}]}), best)
-    assert "chosen (keep: best)" in best.text and "chosen (keep: best)" not in told.text
+    assert "by which the best weights (keep: best) will be chosen" in best.text and "will be chosen" not in told.text
+    several = Told()
+    bench_of(merged(made, {"evaluate": {"seeds": 2}}), several)
+    assert "by which the seed that ships will be chosen" in several.text
 
 
 def test_the_digest_is_stable_and_sees_every_change(recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -294,11 +294,16 @@ def kept_teachers(bench: Workbench, found: Preflight) -> Mapping[str, PreTrained
     return {name: model for name, model in models.items() if name in found.asked}
 
 
-def require_keepable(bench: Workbench, found: Preflight) -> None:
-    """Raise `CacheError`, before anything is trained, where `cache.use: always` asks for what no row has of its own."""
-    if bench.recipe.cache.use != ALWAYS:
+def require_keepable(bench: Workbench, found: Preflight, *, kept: bool = False) -> None:
+    """Raise `CacheError`, before anything is trained, where answers are to be kept that can't be.
+
+    That is with ``cache.use: always``, or because they are `kept` whatever the recipe says: answers to what is never
+    shown again, and what no row has of its own.
+    """
+    if bench.recipe.cache.use != ALWAYS and not kept:
         return
     caching = Caching(bench, found.asked, Path(), Silent())
+    caching.require_same_rows()
     for name, model in kept_teachers(bench, found).items():
         try:
             caching.estimated(model, found.asked[name])

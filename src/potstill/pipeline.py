@@ -142,12 +142,13 @@ class _Run:
         students = {key: stage for seed in self.seeds for key, stage in self.school.students(seed, teachers).items()}
         return ranks.on_main(lambda: self._measured(teachers, students))
 
-    def _prepare(self) -> None:
-        """Rows read, models checked, precision settled: what comes before anything is trained."""
+    def _prepare(self, kept: bool = False) -> None:
+        """Rows read, models checked, precision settled: what comes before anything is trained. `kept`: no student is,
+        and the teachers' answers are kept whatever the recipe says."""
         with self.progress.stage("reading the data"):
             self.bench = ranks.main_first(lambda: prepare_workbench(self.recipe, self.progress.say))
-        check_ranks(self.bench)
-        trial, asked = ranks.on_main(self._check)
+        check_ranks(self.bench, trains=not kept)
+        trial, asked = ranks.on_main(lambda: self._check(kept))
         self.caching = Caching(self.bench, asked, self.path, self.progress, self.shared)
         self.school = School(self.folder, self.bench, self.progress, trial, self.caching)
         self.precision: Precision = self.school.precision(self.recipe.distill[0].train.precision)
@@ -155,8 +156,7 @@ class _Run:
 
     def knowledge(self, part: tuple[int, int]) -> dict[str, Any]:
         """Keep one part of what is asked of each teacher."""
-        self._prepare()
-        self.caching.require_same_rows()
+        self._prepare(kept=True)
         for stage in self.school.teachers().values():
             name = stage.name.removeprefix("teachers/")
             if name in self.caching.asked:
@@ -194,12 +194,12 @@ class _Run:
     def seeds(self) -> list[int]:
         return [self.recipe.seed + number for number in range(self.recipe.evaluate.seeds)]
 
-    def _check(self) -> tuple[TrialSizes, Mapping[str, Needs]]:
+    def _check(self, kept: bool) -> tuple[TrialSizes, Mapping[str, Needs]]:
         """Everything that can be wrong with the models, before anything is trained; gives the student's sizes, and what
         is asked of each teacher."""
         found = preflight(self.bench)
         require_space(self.path, found, self.recipe)
-        require_keepable(self.bench, found)
+        require_keepable(self.bench, found, kept=kept)
         if self.recipe.evaluate.attention_similarity:
             if why := why_no_maps(self.bench, found):
                 do = "Set evaluate.attention_similarity=false"
@@ -236,7 +236,8 @@ class _Run:
         return load_predictions(file)
 
     def choose(self, predictions: Mapping[tuple[str, int], Mapping[str, Any]]) -> int:
-        """The seed whose student ships: the best on validation, which no final number is made from."""
+        """The seed whose student ships: the best on validation. No final number is made from that, where there is a
+        test split."""
         key = primary(self.bench.task.problem)
         labels = self.bench.labels(VALIDATION)
 

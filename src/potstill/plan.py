@@ -282,26 +282,34 @@ def _taps(stages: Sequence[BoundObjective]) -> dict[str, str]:
 
 
 def _stages(recipe: Recipe, bench: Workbench, checked: Preflight, trials: Mapping[str, _Trial]) -> list[PlannedStage]:
-    objectives, shapes = checked.stages, {"student": describe(checked.student), "teacher": describe(checked.teacher)}
+    objectives, student = checked.stages, describe(checked.student)
+    teachers = {TEACHER: checked.teacher} if recipe.chain else checked.teachers
     seeds, transfer = recipe.evaluate.seeds, len(bench.transfer)
     twins = len(recipe.roles) - 1
     labels = _terms(LABELS_ONLY.bind(objectives[0].student, None, bench.task.defaults()))
     found = []
 
     def add(
-        title: str, terms: tuple[PlannedTerm, ...], settings: TrainSettings, rows: int, trial: str, times: int
+        title: str,
+        terms: tuple[PlannedTerm, ...],
+        settings: TrainSettings,
+        rows: int,
+        trial: str,
+        times: int,
+        shape: ModelShape | None = None,
     ) -> None:
         steps = total_steps(settings, rows)[0]
         seconds = steps * settings.accumulation * trials[trial].seconds * times
-        rate = rate_of(settings, shapes["teacher" if trial == "teacher" else "student"])
+        rate = rate_of(settings, shape or student)
         found.append(PlannedStage(title if times == 1 else f"{title}, {times} times", terms, steps, rate, seconds))
 
     for name, train in recipe.teachers_trainings.items():
         if train is not None:
-            add(name, labels, train, len(bench.rows[TRAIN]), "teacher", 1)
+            add(name, labels, train, len(bench.rows[TRAIN]), "teacher", 1, describe(teachers[name]))
     for number, assistant in enumerate(recipe.chain, 1):  # its own terms are those of a stage of the student's
         for stage in assistant.distill or recipe.distill:
-            add(f"assistant {number}, timed as the student", (), stage.train, transfer, "distill 0", seeds)
+            title = f"assistant {number}, timed as the student"
+            add(title, (), stage.train, transfer, "distill 0", seeds, checked.chain[number - 1])
     for number, (stage, objective) in enumerate(zip(recipe.distill, objectives, strict=True)):
         name = "distill" if len(recipe.distill) == 1 else f"distill {number + 1}"
         add(f"student: {name}", _terms(objective), stage.train, transfer, f"distill {number}", seeds)

@@ -19,7 +19,7 @@ from potstill import export, ranks
 from potstill.checks import problem
 from potstill.errors import DataError, ModelError, RecipeError, RunFolderError
 from potstill.knowledge import Needs
-from potstill.knowledge.architectures import describe
+from potstill.knowledge.architectures import ModelShape, describe
 from potstill.labelled import TRAIN, generic, head_names, same_classes
 from potstill.mappings import selection
 from potstill.objective import BoundObjective
@@ -175,6 +175,7 @@ class Preflight:
     peers: tuple[tuple[PreTrainedModel, ...], ...]  # stage by stage, who learns along
     stages: tuple[BoundObjective, ...]
     asked: Mapping[str, Needs]  # by teacher, what those ask who learn from it
+    chain: tuple[ModelShape, ...] = ()  # who stands between teacher and student
 
 
 def preflight(bench: Workbench, trained: Path | None = None) -> Preflight:
@@ -187,22 +188,24 @@ def preflight(bench: Workbench, trained: Path | None = None) -> Preflight:
     taught_by |= {other.name: load_teacher(bench, other=other) for other in recipe.teacher.others}
     for name, model in taught_by.items():
         bench.for_teacher.check_rows(name, model)
-        if (settings := recipe.teachers_trainings[name]) is not None:
-            require_embeddings(model, settings.embeddings)
+        require_embeddings(model, recipe.teachers_trainings[name])
         if recipe.teacher.precision == "int8":
             require_int8(model)
+    refine = None if recipe.refine is None else recipe.refine.train
     asked: list[Mapping[str, Needs]] = []  # of each in the chain
+    chain: list[ModelShape] = []
     for assistant in recipe.chain:
         made = start_student(bench, teacher, recipe.seed, assistant.student)
         bench.check_rows("assistant", made)
+        chain.append(describe(made))
+        require_embeddings(made, refine)
         asked.append(_bind_stages(bench, assistant.distill or recipe.distill, made, taught_by, teacher)[2])
         taught_by = {TEACHER: made}
     student = start_student(bench, teacher, recipe.seed)
     bench.check_rows("student", student)
     peers, stages, own = _bind_stages(bench, recipe.distill, student, taught_by, teacher)
-    if recipe.refine is not None:
-        require_embeddings(student, recipe.refine.train.embeddings)
-    return Preflight(teacher, student, taught_by, peers, stages, [*asked, own][0])
+    require_embeddings(student, refine)
+    return Preflight(teacher, student, taught_by, peers, stages, [*asked, own][0], tuple(chain))
 
 
 def _bind_stages(
@@ -220,10 +223,12 @@ def _bind_stages(
     for stage in stages:
         if stage.freeze:
             freezable(student, stage.freeze)
-        require_embeddings(student, stage.train.embeddings)
+        require_embeddings(student, stage.train)
         peers = tuple(start_student(bench, source, bench.recipe.seed, section) for section in stage.mutual)
         for peer in peers:
             bench.check_rows("student that learns along", peer)
+            if stage.train.embeddings == SPARSE:  # frozen is what the student's are alone
+                require_embeddings(peer, stage.train)
         distiller = Distiller(
             student,
             stage.objective(),
@@ -257,9 +262,12 @@ def _try(distiller: Distiller, bench: Workbench) -> None:
                 raise RecipeError(problem("A term can't be computed as it is written", given=error)) from error
 
 
-def check_ranks(bench: Workbench) -> None:
-    """Refuse processes that read other rows from the same recipe, or that batches can't be shared among."""
-    for settings in bench.recipe.trainings:
+def check_ranks(bench: Workbench, *, trains: bool = True) -> None:
+    """Refuse processes that read other rows from the same recipe, or that batches can't be shared among: those of the
+    teachers alone, where no student `trains`."""
+    recipe = bench.recipe
+    trainings = recipe.trainings if trains else [one for one in recipe.teachers_trainings.values() if one is not None]
+    for settings in trainings:
         settings.rows_of_one_rank(ranks.world_size())
         if settings.embeddings == SPARSE:
             require_unsharded(sharding())

@@ -187,11 +187,14 @@ def prepare_workbench(recipe: Recipe, say: Say) -> Workbench:
         licence=samples.SAMPLES[name].licence if samples.is_sample(name) else None,
         digest=digest_rows(rows, task, reader),
     )
-    if bench.evaluated_on == VALIDATION and any(settings.keep == "best" for settings in recipe.trainings):
-        say(
-            "there is no test split: the numbers are on validation, by which the best weights are chosen (keep: best), "
-            "and may look better than they are"
-        )
+    if bench.evaluated_on == VALIDATION:
+        chosen = ["the best weights (keep: best)"] if any(one.keep == "best" for one in recipe.trainings) else []
+        chosen += ["the seed that ships"] if recipe.evaluate.seeds > 1 else []
+        if chosen:
+            say(
+                f"there is no test split: the numbers are on validation, by which {' and '.join(chosen)} will be "
+                "chosen, and may look better than they are"
+            )
     return _with_the_students_reader(bench, say)
 
 

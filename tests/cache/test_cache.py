@@ -27,6 +27,7 @@ from potstill.cache import (
     tokenizer_digest,
     write_cache,
 )
+from potstill.cache.columns import Codec, Column
 from potstill.cache.shards import is_whole, shard_files
 from potstill.errors import CacheError
 from potstill.knowledge import Needs, Observer, observe
@@ -139,6 +140,15 @@ def test_a_score_that_is_ruled_out_comes_back_as_the_lowest_number(tmp_path, tok
     assert above[above != 0].unique().tolist() == [torch.finfo(torch.float32).min]
     live = observe(teacher, batch, needs).scores[0][0, 0]
     assert 0 < (found - live).tril().norm() < error * live.tril().norm()
+
+
+def test_in_int8_only_scores_are_ruled_out():
+    row = torch.tensor([[-70_000.0, 35_000.0]])
+    for kind, expected in (("hidden", -70_000.0), ("scores", torch.finfo(torch.float32).min)):
+        codec = Codec(Column(kind, (1, 2), 0), Storage("int8"))
+        parts = codec.encode(row)
+        back = codec.dense({"": parts[""].view(1, 2), "scales": parts["scales"].view(1)})
+        assert back[0, 0] == pytest.approx(expected) and back[0, 1] == pytest.approx(35_000.0, rel=0.01)
 
 
 def test_how_near_it_comes_is_measured_on_what_is_read_back(tmp_path, rows, teacher, tokenizer):

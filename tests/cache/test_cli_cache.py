@@ -62,6 +62,14 @@ def test_a_cache_of_another_format_is_removed_with_all(kept: tuple[Path, Path]) 
     assert typed("prune", kept[1], "--all").exit_code == 0 and not folder.exists()
 
 
+def test_a_folder_that_only_has_a_manifest_is_no_cache(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "manifest.json").write_text('{"name": "my web app"}')
+    for place in (tmp_path, site):
+        assert typed("prune", place, "--all").exit_code == 1 and (site / "manifest.json").exists()
+
+
 def test_help_names_recipe_and_commands_and_parts_are_checked(tmp_path: Path) -> None:
     said = typed("--help").output
     assert "RECIPE" in said

@@ -1,6 +1,7 @@
 """A stage that is stopped anywhere and started again ends exactly where an unbroken one ends."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -346,19 +347,22 @@ def test_a_model_is_trained_at_the_rate_of_its_width(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "accelerator", "method", "beside", "expected"),
+    ("task", "accelerator", "method", "beside", "free", "expected"),
     [
-        (ImageClassification(names=("a", "b")), True, "fork", "1", 5),
-        (ImageClassification(names=("a", "b")), True, "fork", "2", 2),
-        (ImageClassification(names=("a", "b")), True, "fork", "6", 1),
-        (ImageClassification(names=("a", "b")), True, "spawn", "1", 0),
-        (ImageClassification(names=("a", "b")), False, "fork", "1", 0),
-        (TASK, True, "fork", "1", 0),
+        (ImageClassification(names=("a", "b")), True, "fork", "1", 1e10, 5),
+        (ImageClassification(names=("a", "b")), True, "fork", "2", 1e10, 2),
+        (ImageClassification(names=("a", "b")), True, "fork", "6", 1e10, 1),
+        (ImageClassification(names=("a", "b")), True, "fork", "1", 6e8, 2),
+        (ImageClassification(names=("a", "b")), True, "fork", "1", 6.4e7, 0),  # what a container often has
+        (ImageClassification(names=("a", "b")), True, "spawn", "1", 1e10, 0),
+        (ImageClassification(names=("a", "b")), False, "fork", "1", 1e10, 0),
+        (TASK, True, "fork", "1", 1e10, 0),
     ],
 )
-def test_images_are_read_ahead_for_an_accelerator(monkeypatch, task, accelerator, method, beside, expected):
+def test_images_are_read_ahead_for_an_accelerator(monkeypatch, task, accelerator, method, beside, free, expected):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
-    monkeypatch.setattr(stages, "get_start_method", lambda: method)
+    monkeypatch.setattr(stages, "get_start_method", lambda allow_none: method)
+    monkeypatch.setattr(stages.shutil, "disk_usage", lambda _: SimpleNamespace(free=int(free)))
     monkeypatch.setattr(stages.os, "sched_getaffinity", lambda _: set(range(6)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
     assert stages.loader_workers(task) == expected

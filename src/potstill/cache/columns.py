@@ -35,6 +35,10 @@ Size = int | str
 """A number, or the name of what is as long as the row: its tokens, or what its decoder reads."""
 
 
+LOWEST = torch.finfo(torch.float16).min
+RULED_OUT = -128  # of int8, whose numbers go to -127
+
+
 @dataclass(frozen=True)
 class Column:
     """What is kept of one kind of knowledge.
@@ -58,6 +62,10 @@ class Column:
     def row_shape(self, lengths: Mapping[str, int]) -> tuple[int, ...]:
         """The shape of a row of these lengths."""
         return tuple(lengths[size] if isinstance(size, str) else size for size in self.shape)
+
+    def ruled_out(self, numbers: Tensor) -> Tensor:
+        """Which of a column's numbers a mask put there: of scores before the softmax those below what float16 holds."""
+        return numbers.float() < LOWEST if self.kind == "scores" else torch.zeros_like(numbers, dtype=torch.bool)
 
     def numbers(self, lengths: Mapping[str, Tensor], *, but_last: bool = False) -> Tensor:
         """How many numbers each row has, [N], from lengths [N]; `but_last` counts vectors."""
@@ -139,9 +147,6 @@ def _length(name: str, known: Knowledge, size: int) -> Size:
 
 # What is written for a column, and what is read back
 
-LOWEST = torch.finfo(torch.float16).min  # what is below it, a mask put there
-RULED_OUT = -128  # of int8, whose numbers go to -127
-
 
 @dataclass(frozen=True)
 class Codec:
@@ -188,10 +193,10 @@ class Codec:
             return self._encode_sparse(row)
         if self.storage.precision == "int8":
             row = row.float()
-            ruled_out = row < LOWEST  # by a mask, which would be the scale of all others
-            largest = row.masked_fill(ruled_out, 0.0).abs().amax(-1)
+            out = self.column.ruled_out(row)  # which would be the scale of all others
+            largest = row.masked_fill(out, 0.0).abs().amax(-1)
             scales = torch.where(largest == 0, 1.0, largest / 127)
-            numbers = (row / scales.unsqueeze(-1)).round().masked_fill(ruled_out, RULED_OUT)
+            numbers = (row / scales.unsqueeze(-1)).round().masked_fill(out, RULED_OUT)
             return {"": numbers.to(torch.int8).flatten(), "scales": scales.flatten()}
         return {"": kept_as(row, self.storage.precision).flatten()}
 
@@ -233,13 +238,12 @@ class Codec:
     def dense(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The numbers again, from parts of any leading shape; those of a float cache stay in their precision."""
         numbers = parts[""]
-        lowest = torch.finfo(torch.float32).min
+        found, ruled_out = numbers, LOWEST
         if self.storage.precision == "int8":
-            found = numbers.float() * parts["scales"].unsqueeze(-1)
-            return found.masked_fill(numbers == RULED_OUT, lowest)
-        if self.column.kind == "scores" and numbers.dtype == torch.float16:
-            return numbers.float().masked_fill(numbers == LOWEST, lowest)
-        return numbers
+            found, ruled_out = numbers.float() * parts["scales"].unsqueeze(-1), RULED_OUT
+        if self.column.kind == "scores" and numbers.dtype in (torch.int8, torch.float16):
+            return found.float().masked_fill(numbers == ruled_out, torch.finfo(torch.float32).min)
+        return found
 
     def ids(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Which classes were kept, [*, K]."""

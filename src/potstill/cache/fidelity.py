@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.cache.columns import LOWEST, Codec
+from potstill.cache.columns import Codec
 from potstill.cache.keys import row_keys
 from potstill.cache.store import FIDELITY, Cache, write_json
 from potstill.cache.write import Collate, observe_rows, places_of, without_padding
@@ -73,7 +73,7 @@ def _lost(codec: Codec, row: Tensor, parts: Mapping[str, Tensor]) -> dict[str, T
     if codec.column.kind != "logits" or codec.classes < FEW_CLASSES:
         finite = row.float().clamp(-1e30, 1e30)
         difference = codec.dense(parts).float().clamp(-1e30, 1e30) - finite
-        ruled_out = row.float() < LOWEST  # by a mask: no number to be near to
+        ruled_out = codec.column.ruled_out(row)  # no number to be near to
         difference, finite = (one.masked_fill(ruled_out, 0.0).double() for one in (difference, finite))
         return {"error": difference.square().sum(), "norm": finite.square().sum()}
     temperature = codec.storage.temperature if codec.sparse else 1.0

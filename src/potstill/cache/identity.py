@@ -18,8 +18,8 @@ from potstill.checks import problem, unknown_name
 from potstill.errors import ArgumentError
 from potstill.knowledge.types import LAYERED, Layer, Needs
 
-FORMAT = 1
-"""Raised when what is written can't be read by what came before."""
+FORMAT = 2
+"""Raised when what is written can't be read by what came before. 2: int8 keeps what a mask rules out apart."""
 
 PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 

@@ -177,10 +177,14 @@ def _shape(data: Mapping[str, Any]) -> ModelShape:
 
 
 def caches(root: Path) -> list[Path]:
-    """The folders of all caches under a root, or the folder itself where it is one."""
-    if (root / MANIFEST).exists():
+    """The folders of all caches under a root, or the folder itself where it is one.
+
+    A cache has a manifest and a folder of shards beside it: other folders with a ``manifest.json`` are none.
+    """
+    if (root / MANIFEST).exists() and (root / SHARDS).is_dir():
         return [root]
-    return sorted(path.parent for path in root.glob(f"*/{MANIFEST}")) if root.is_dir() else []
+    found = root.glob(f"*/{MANIFEST}") if root.is_dir() else ()
+    return sorted(path.parent for path in found if (path.parent / SHARDS).is_dir())
 
 
 def find(root: Path, asked: Identity) -> Cache | None:

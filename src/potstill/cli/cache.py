@@ -107,7 +107,7 @@ def prune(
     import shutil
 
     freed = 0
-    for folder in _folders(place) if everything else ():  # those too that this version can't read
+    for folder in _folders(place) if everything else ():  # those too of another format
         freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         shutil.rmtree(folder)
         typer.echo(f"removed {folder}")

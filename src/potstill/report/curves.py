@@ -238,7 +238,8 @@ def class_change_plot(results: Results) -> Plot | None:
     changes = most_changed(results)
     if not changes:
         return None
-    total, score = len(results.get("per_class_change") or []), class_score(results)
+    known = [item for item in results.get("per_class_change") or [] if formats.is_number(item.get("change"))]
+    total, score = len(known), class_score(results)
 
     def paint(figure: "Figure", axes: "Axes") -> None:
         from matplotlib.ticker import FuncFormatter

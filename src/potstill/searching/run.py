@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from potstill.caching import Caching, Shared
+from potstill.caching import Caching, Shared, require_keepable
 from potstill.checks import problem
 from potstill.comparing.axes import override
 from potstill.comparing.benches import Benches
@@ -33,7 +33,7 @@ from potstill.knowledge import Needs
 from potstill.labelled import TEST, VALIDATION
 from potstill.metrics import METRICS, primary, score
 from potstill.pipeline import RUNS
-from potstill.preflight import preflight, require_space
+from potstill.preflight import Preflight, preflight, require_space
 from potstill.progress import Progress, Silent, titled
 from potstill.recipe import Recipe, load_recipe
 from potstill.runs import RunFolder, digest, write_json, write_text
@@ -141,12 +141,13 @@ class _Search:
 
     def check(self) -> None:
         """Try every value of a list and both ends of a range, one key at a time, before anything is trained."""
-        problems = []
+        problems: list[str] = []
+        _fitting(self.bench)
         for key, one in self.space.items():
             for value in one.ends:
                 try:
                     recipe = load_recipe(self.base, [override(key, value)])
-                    found = preflight(self.benches.of(recipe))
+                    found = _fitting(self.benches.of(recipe))
                 except PotstillError as error:
                     problems += [f"{key} {value}: {line}" for line in str(error).splitlines()]
                 else:
@@ -317,7 +318,14 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _fitting(bench: Workbench) -> Preflight:
+    """The models of a recipe, checked before anything is trained."""
+    found = preflight(bench)
+    require_keepable(bench, found)
+    return found
+
+
 def _checked(bench: Workbench) -> tuple[TrialSizes, Mapping[str, Needs]]:
     """The student's sizes, and what is asked of each teacher; the models that were made for it are let go."""
-    found = preflight(bench)
+    found = _fitting(bench)
     return TrialSizes.of(found.student), found.asked

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from potstill.checks import problem
 from potstill.errors import ModelError, TrainingError
 from potstill.training.freezing import EMBEDDINGS, parts
+from potstill.training.settings import TrainSettings
 
 DENSE, SPARSE, FROZEN = "dense", "sparse", "frozen"
 
@@ -137,11 +138,13 @@ def sparse_table(student: PreTrainedModel) -> Iterator[None]:
         table.sparse = before
 
 
-def require_embeddings(model: PreTrainedModel, kind: str) -> None:
-    """Raise `ModelError` where the embeddings of a model can't learn in this way, before it is trained."""
-    if kind == FROZEN:
+def require_embeddings(model: PreTrainedModel, settings: TrainSettings | None) -> None:
+    """Raise `ModelError`, before a model is trained, where its embeddings can't learn as the settings have it."""
+    if settings is None:
+        return
+    if settings.embeddings == FROZEN:
         parts(model, [EMBEDDINGS])
-    elif kind == SPARSE:
+    elif settings.embeddings == SPARSE:
         with sparse_table(model):
             pass
 

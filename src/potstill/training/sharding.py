@@ -24,6 +24,7 @@ def shard(model: PreTrainedModel, **options: Any) -> None:
     """
     if isinstance(model, FSDPModule):
         return
+    model.requires_grad_(False)  # so that parts of several precisions may share a group
     names = set(model._no_split_modules or ())
     for module in model.modules():
         if type(module).__name__ in names:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
@@ -32,7 +32,7 @@ from potstill import ranks
 from potstill.augment.image import VIEW
 from potstill.cache import CachedCollator, CachedTeacher
 from potstill.checks import problem
-from potstill.errors import TrainingError
+from potstill.errors import PotstillError, TrainingError
 from potstill.objective import Objective, Parts, by_name
 from potstill.tasks.base import Rows, Task
 from potstill.training.alignment import require_aligned, require_known
@@ -49,6 +49,21 @@ from potstill.training.views import FreshViews
 
 RANK_SEEDS = 1_000_003
 Evaluator = Callable[[PreTrainedModel], Mapping[str, float]]
+
+
+def handing_back(collate: Callable[[Sequence[Any]], Any]) -> Callable[[Sequence[Any]], Any]:
+    """A collator that gives an error of ours in a batch's place where a process beside the training makes the batches:
+    raised there, it would arrive as the text of a traceback."""
+
+    def made(rows: Sequence[Any]) -> Any:
+        try:
+            return collate(rows)
+        except PotstillError as error:
+            if get_worker_info() is None:
+                raise
+            return error
+
+    return made
 
 
 class DistillationTrainer(Trainer):
@@ -139,6 +154,7 @@ class DistillationTrainer(Trainer):
         self._shares: list[tuple[int, Tensor]] = []  # step, each term's share
         if arguments.world_size > 1:
             arguments = parallel_arguments(arguments, self.distiller, train_dataset, collate)
+        collate = handing_back(collate)
         if task.augmentation is not None and VIEW not in train_dataset.column_names:
             train_dataset = FreshViews(train_dataset, arguments.seed)
         super().__init__(
@@ -247,6 +263,9 @@ class DistillationTrainer(Trainer):
     ) -> tuple[list[Any], dict[str, Tensor]]:
         """The micro-batches of one optimiser step, and the positions in them, counted over all ranks."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        for batch in batches:
+            if isinstance(batch, PotstillError):
+                raise batch
         masks = [self.distiller.task.masks(batch) for batch in batches]
         names = list(masks[0]) if masks else []
         counts = torch.stack([sum(mask[name].sum() for mask in masks).float() for name in names]).to(device)  # type: ignore[union-attr]
