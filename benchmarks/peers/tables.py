@@ -6,6 +6,7 @@ measured says so.
 """
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
@@ -88,12 +89,15 @@ def accuracy_table(found: dict[str, Any]) -> str:
     for kind, peers in made["ratio"].items():
         for peer, one in peers.items():
             targets = " ".join(f"{100 * target:.1f}" for target in one["targets"])
-            times = [
-                " ".join("—" if pair[side] is None else f"{pair[side]:.0f}" for pair in one["seconds"])
-                for side in ("peer", "ours")
-            ]
-            rows.append([f"{TOOLS[peer].title}; ours: {titles[kind]}", targets, *times, ratio(one["median"])])
-    head = ["peer", "it ends with (% in each run)", "it needs (s)", "we need (s)", "ratio, median"]
+            theirs, mine = ([pair[side] for pair in one["seconds"]] for side in ("peer", "ours"))
+            whole = [run[peer]["seconds"] for run in made["runs"]]
+            of_whole = [math.inf if a is None else a / b for a, b in zip(mine, whole, strict=True)]
+            middle = statistics.median(of_whole)
+            times = [" ".join("—" if one is None else f"{one:.0f}" for one in side) for side in (theirs, whole, mine)]
+            ratios = [ratio(one["median"]), ratio(None if math.isinf(middle) else middle)]
+            rows.append([f"{TOOLS[peer].title}; ours: {titles[kind]}", targets, *times, *ratios])
+    head = ["peer", "it ends with (% in each run)", "it reaches that after (s)", "its three epochs (s)"]
+    head += ["we reach that after (s)", "ratio, median", "to its three epochs"]
     note = f"\nOur teacher: {made['our_teacher']}.\n"
     return table(head, rows) + note + where(made)
 
