@@ -298,7 +298,8 @@ def test_a_run_whose_one_rank_is_killed_ends_and_goes_on_to_the_same_weights(tmp
     said = ended(started, 120)
     assert started.returncode != 0
     assert not (tmp_path / "killed/results.json").exists(), "it was killed too late to show anything"
-    assert "error: Another process of this run is gone" in said, said
+    # Either the other rank finds out by itself, or torchrun sees the death first, says so and ends it.
+    assert "error: Another process of this run is gone" in said or "SIGKILL" in said, said
     step = max(int(path.parent.name.rpartition("-")[2]) for path in found)
     assert 0 < step < 60
     finished(launch(recipe, tmp_path / "killed", RANKS))
