@@ -53,14 +53,20 @@ def paired(new: Callable[[], Any], old: Callable[[], Any], repeats: int) -> dict
     return {"median": statistics.median(ratios), "all": ratios}
 
 
+def batches_of(made: dict[str, Any], count: int) -> list[dict[str, torch.Tensor]]:
+    """The inputs of the first batches of training."""
+    rows, collate = made["rows"], made["task"].collator(made["tokenizer"])
+    order = list(LengthGroupedSampler(rows["length"], BATCH, 0))
+    batches = [collate(rows.__getitems__(order[i * BATCH : (i + 1) * BATCH])) for i in range(count)]
+    for batch in batches:
+        batch.pop("labels")
+    return batches
+
+
 def teacher(made: dict[str, Any], repeats: int) -> dict[str, Any]:
     """The forward pass of the teacher in int8 over that in float32, on batches as training has them."""
     lower, rows = teacher_at(made["teacher"], "int8"), made["rows"]
-    collate = made["task"].collator(made["tokenizer"])
-    order = list(LengthGroupedSampler(rows["length"], BATCH, 0))
-    batches = [collate(rows.__getitems__(order[i * BATCH : (i + 1) * BATCH])) for i in range(12)]
-    for batch in batches:
-        batch.pop("labels")
+    collate, batches = made["task"].collator(made["tokenizer"]), batches_of(made, 12)
 
     def forward(model: Any) -> None:
         with torch.no_grad():
@@ -125,12 +131,7 @@ def encoding(made: dict[str, Any], repeats: int) -> dict[str, Any]:
 
 def dropout(made: dict[str, Any], repeats: int) -> dict[str, Any]:
     """Forward and backward of a student with our dropout over the same with PyTorch's."""
-    rows, model = made["rows"], copy.deepcopy(made["teacher"]).train()
-    collate = made["task"].collator(made["tokenizer"])
-    order = list(LengthGroupedSampler(rows["length"], BATCH, 0))
-    batches = [collate(rows.__getitems__(order[i * BATCH : (i + 1) * BATCH])) for i in range(8)]
-    for batch in batches:
-        batch.pop("labels")
+    model, batches = copy.deepcopy(made["teacher"]).train(), batches_of(made, 8)
 
     def step(context: Any) -> None:
         with context:

@@ -1,9 +1,9 @@
 """Dropout that costs little on a CPU.
 
-PyTorch draws one double for each element there, from a serial generator: an eighth to a quarter of the training step
-of a small encoder. Here a 64-bit draw decides four elements, 16 bits each, so that the probability is met to 1/65,536;
-the draws come from PyTorch's own generator, so that seeds and resuming hold. The arithmetic is otherwise the same:
-x * keep / (1 - p).
+PyTorch draws one double for each element there, from a serial generator. Here a 64-bit draw decides four elements, 16
+bits each, so that the probability is met to 1/65,536; the draws come from PyTorch's own generator, so that seeds and
+resuming hold. That saves a sixteenth of a small encoder's forward and backward passes (`benchmarks/parts.py`). The
+arithmetic is otherwise the same: x * keep / (1 - p).
 
 In attention, PyTorch's fused CPU kernel knows no dropout, and falls back to plain products. `cheap_dropout` writes the
 same products out, so that the draws are cheap there too. On any other device nothing is changed.
