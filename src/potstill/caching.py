@@ -42,7 +42,6 @@ from potstill.knowledge import TEACHERS, Needs, Observer
 from potstill.preflight import Preflight
 from potstill.progress import Progress, Silent
 from potstill.sections import CacheSection
-from potstill.terms import TEACHER
 from potstill.training import TrainSettings
 from potstill.training.precision import teacher_at
 from potstill.training.stages import total_steps
@@ -288,10 +287,9 @@ class Caching:
         return _attention(teacher, "eager" if needs.maps else None)
 
 
-def kept_teachers(bench: Workbench, found: Preflight) -> Mapping[str, PreTrainedModel]:
+def kept_teachers(found: Preflight) -> Mapping[str, PreTrainedModel]:
     """The models whose answers may be kept: the recipe's teachers, and no assistant between them and the student."""
-    models = {TEACHER: found.teacher} if bench.recipe.chain else found.teachers
-    return {name: model for name, model in models.items() if name in found.asked}
+    return {name: model for name, model in found.own_teachers.items() if name in found.asked}
 
 
 def require_keepable(bench: Workbench, found: Preflight, *, kept: bool = False) -> None:
@@ -304,7 +302,7 @@ def require_keepable(bench: Workbench, found: Preflight, *, kept: bool = False) 
         return
     caching = Caching(bench, found.asked, Path(), Silent())
     caching.require_same_rows()
-    for name, model in kept_teachers(bench, found).items():
+    for name, model in kept_teachers(found).items():
         try:
             caching.estimated(model, found.asked[name])
         except ModelError as error:

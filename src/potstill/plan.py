@@ -157,7 +157,7 @@ def _kept(bench: Workbench, found: Preflight, runs_in: str) -> list[str]:
         return []
     caching = Caching(bench, found.asked, RUNS / recipe.name, Silent())
     passes = caching.passes([stage.train for stage in recipe.taught_first])
-    models = kept_teachers(bench, found)
+    models = kept_teachers(found)
     return [f"{name}: {caching.decide(name, model, passes, runs_in).why}" for name, model in models.items()]
 
 
@@ -283,7 +283,6 @@ def _taps(stages: Sequence[BoundObjective]) -> dict[str, str]:
 
 def _stages(recipe: Recipe, bench: Workbench, checked: Preflight, trials: Mapping[str, _Trial]) -> list[PlannedStage]:
     objectives, student = checked.stages, describe(checked.student)
-    teachers = {TEACHER: checked.teacher} if recipe.chain else checked.teachers
     seeds, transfer = recipe.evaluate.seeds, len(bench.transfer)
     twins = len(recipe.roles) - 1
     labels = _terms(LABELS_ONLY.bind(objectives[0].student, None, bench.task.defaults()))
@@ -305,7 +304,7 @@ def _stages(recipe: Recipe, bench: Workbench, checked: Preflight, trials: Mappin
 
     for name, train in recipe.teachers_trainings.items():
         if train is not None:
-            add(name, labels, train, len(bench.rows[TRAIN]), "teacher", 1, describe(teachers[name]))
+            add(name, labels, train, len(bench.rows[TRAIN]), "teacher", 1, describe(checked.own_teachers[name]))
     for number, assistant in enumerate(recipe.chain, 1):  # its own terms are those of a stage of the student's
         for stage in assistant.distill or recipe.distill:
             title = f"assistant {number}, timed as the student"

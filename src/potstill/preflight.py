@@ -177,6 +177,11 @@ class Preflight:
     asked: Mapping[str, Needs]  # by teacher, what those ask who learn from it
     chain: tuple[ModelShape, ...] = ()  # who stands between teacher and student
 
+    @property
+    def own_teachers(self) -> Mapping[str, PreTrainedModel]:
+        """The recipe's teachers by name, and no assistant; where a chain follows, there is one."""
+        return {TEACHER: self.teacher} if self.chain else self.teachers
+
 
 def preflight(bench: Workbench, trained: Path | None = None) -> Preflight:
     """Load the teachers, build the students and bind every objective, so that whatever doesn't fit is said now."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from potstill.report import formats
-from potstill.report.details import class_change_table, class_score, most_changed
+from potstill.report.details import class_change_table, class_changes, class_score, most_changed
 from potstill.report.drawing import Plot, draw, legend
 from potstill.report.plots import number_axis, style
 from potstill.report.roles import DASHES, INK, MUTED, PARTS, RULE, metric_info, model_of, role, title_of
@@ -238,8 +238,7 @@ def class_change_plot(results: Results) -> Plot | None:
     changes = most_changed(results)
     if not changes:
         return None
-    known = [item for item in results.get("per_class_change") or [] if formats.is_number(item.get("change"))]
-    total, score = len(known), class_score(results)
+    total, score = len(class_changes(results)), class_score(results)
 
     def paint(figure: "Figure", axes: "Axes") -> None:
         from matplotlib.ticker import FuncFormatter

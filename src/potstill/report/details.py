@@ -41,9 +41,14 @@ def training_table(results: Results) -> Table | None:
     return table("Overfitting and training", "Model", (*fits, "Training time", "Steps", "Rows seen"), rows)
 
 
+def class_changes(results: Results) -> list[Mapping[str, Any]]:
+    """The per-class changes that are known."""
+    return [item for item in results.get("per_class_change") or [] if formats.is_number(item.get("change"))]
+
+
 def most_changed(results: Results) -> list[Mapping[str, Any]]:
     """The per-class changes: all of them, or the twenty largest where there are more classes."""
-    changes = [item for item in results.get("per_class_change") or [] if formats.is_number(item.get("change"))]
+    changes = class_changes(results)
     if len(changes) > MOST_CLASSES:
         changes = sorted(changes, key=lambda item: -abs(item["change"]))[:MOST_CLASSES]
     return changes
