@@ -120,7 +120,7 @@ def test_a_stopped_training_goes_on_with_the_views_it_would_have_had(
     with pytest.raises(Stopped):
         go("broken", stop_at=6)
     resumed = go("broken")
-    monkeypatch.setattr(stages, "loader_workers", lambda _task: 1)
+    monkeypatch.setattr(stages, "loader_workers", lambda _columns: 1)
     ahead = go("ahead")
     for key, tensor in whole.items():
         assert torch.equal(tensor, resumed[key]) and torch.equal(tensor, ahead[key]), key
@@ -193,7 +193,7 @@ def test_what_makes_no_sense_is_refused(recipe: dict[str, Any]) -> None:
 def test_an_error_of_a_process_that_reads_ahead_is_as_it_was_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "loader_workers", lambda _task: 1)
+    monkeypatch.setattr(stages, "loader_workers", lambda _columns: 1)
     task = ImageClassification(names=NAMES)
     rows = task.encode(tiny_image_rows(4).rename_column("label", "labels"), reader(0.5, 0.5))
     broken = rows.map(lambda row: {"image": {"bytes": b"none", "path": None}}, features=rows.features)

@@ -13,7 +13,7 @@ from tiny import save_folder, tiny_model, tiny_texts
 from tiny_runs import SHORT, Told, merged, tiny_recipe, tiny_teacher, write_csv, write_jsonl
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
 
-from potstill import pipeline, school
+from potstill import pipeline, preflight, school
 from potstill.errors import DataError, ExportError, ModelError, PotstillError, RecipeError, TrainingError
 from potstill.pipeline import Outcome, run
 
@@ -521,6 +521,25 @@ def test_a_layer_map_that_does_not_fit(refused: Any, student: dict[str, Any], la
 
 def test_more_layers_than_the_teacher_has(refused: Any) -> None:
     assert "4" in refused({"student": {"layers": 9}}, PotstillError)
+
+
+@pytest.mark.parametrize(
+    ("version", "terms", "said"),
+    [
+        ("1", [{"knowledge": "logits"}], "Only FSDP's version 2 shards students and teachers. Got: 1."),
+        (
+            "2",
+            [{"knowledge": "hidden", "loss": "crd", "layers": "last1", "pool": "first"}],
+            "no term can keep a memory",
+        ),
+    ],
+)
+def test_what_fsdp_can_not_train(
+    refused: Any, monkeypatch: pytest.MonkeyPatch, version: str, terms: list[dict[str, Any]], said: str
+) -> None:
+    monkeypatch.setattr(preflight, "sharding", lambda: True)
+    monkeypatch.setenv("FSDP_VERSION", version)
+    assert said in refused({"distill": [{"terms": terms}]}, TrainingError)
 
 
 def test_a_new_head_that_nobody_trains(refused: Any, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ on. Teachers read the rows with their reader; the student, its baselines, assist
 student's.
 """
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from potstill.training.distiller import ROW, Distiller
 from potstill.training.embeddings import SPARSE, require_embeddings, require_unsharded
 from potstill.training.freezing import parts as freezable
 from potstill.training.int8 import require_int8
+from potstill.training.sharding import require_shardable
 from potstill.training.stages import sharding
 from potstill.workbench import Workbench, model_path
 
@@ -244,6 +246,8 @@ def _bind_stages(
             rows=len(bench.transfer),
             own_columns=own is not None,
         )
+        if sharding():
+            require_shardable(distiller.objective, int(os.environ.get("FSDP_VERSION", "1")))
         together.append(peers)
         if own is not None:
             require_aligned(distiller.objective, bench.task, bench.transfer, bench.reader, own)

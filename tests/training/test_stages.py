@@ -1,7 +1,6 @@
 """A stage that is stopped anywhere and started again ends exactly where an unbroken one ends."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 from potstill.knowledge import describe
 from potstill.objective import Objective, Term
-from potstill.tasks import ImageClassification, TextClassification
+from potstill.tasks import TextClassification
 from potstill.training import Precision, TrainSettings, stages
 from potstill.training.checkpoints import latest
 from potstill.training.settings import RefineSettings
@@ -344,25 +343,3 @@ def test_a_model_is_trained_at_the_rate_of_its_width(tmp_path):
     record = train(student, lesson, settings, tmp_path, precision=EXACT)
     assert [point["learning_rate"] for point in record.points] == pytest.approx([8e-4, 8e-4])
     assert rate_of(settings, describe(tiny_model("mobilenet_v2"))) == 1e-4  # convolutions have no width to go by
-
-
-@pytest.mark.parametrize(
-    ("task", "accelerator", "method", "beside", "free", "expected"),
-    [
-        (ImageClassification(names=("a", "b")), True, "fork", "1", 1e10, 5),
-        (ImageClassification(names=("a", "b")), True, "fork", "2", 1e10, 2),
-        (ImageClassification(names=("a", "b")), True, "fork", "6", 1e10, 1),
-        (ImageClassification(names=("a", "b")), True, "fork", "1", 6e8, 2),
-        (ImageClassification(names=("a", "b")), True, "fork", "1", 6.4e7, 0),  # what a container often has
-        (ImageClassification(names=("a", "b")), True, "spawn", "1", 1e10, 0),
-        (ImageClassification(names=("a", "b")), False, "fork", "1", 1e10, 0),
-        (TASK, True, "fork", "1", 1e10, 0),
-    ],
-)
-def test_images_are_read_ahead_for_an_accelerator(monkeypatch, task, accelerator, method, beside, free, expected):
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
-    monkeypatch.setattr(stages, "get_start_method", lambda allow_none: method)
-    monkeypatch.setattr(stages.shutil, "disk_usage", lambda _: SimpleNamespace(free=int(free)))
-    monkeypatch.setattr(stages.os, "sched_getaffinity", lambda _: set(range(6)))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
-    assert stages.loader_workers(task) == expected

@@ -14,8 +14,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
+from potstill.data.ahead import handing_back, loader_workers
+from potstill.errors import PotstillError
 from potstill.knowledge import inputs_for
 
 Logits = npt.NDArray[np.float32]
@@ -93,14 +96,40 @@ def logits_of_batches(
     model.eval()  # type: ignore[no-untyped-call]
     budget = tokens or (CPU_TOKENS if device.type == "cpu" else DEVICE_TOKENS)
     try:
-        for chosen in token_batches(np.asarray(rows["length"]), budget):
-            own = rows.select(chosen).to_list()
-            batch = {name: value.to(device) for name, value in collate(own).items()}
+        batches = _Batches(rows, token_batches(np.asarray(rows["length"]), budget), handing_back(collate))
+        for chosen, own, read in DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=loader_workers(rows.column_names),
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),  # training's own random numbers stay where they are
+        ):
+            if isinstance(read, PotstillError):
+                raise read
+            batch = {name: value.to(device) for name, value in read.items()}
             with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 logits = model(**inputs_for(model, batch)).logits
             yield chosen, own, batch, logits
     finally:
         model.train(was_training)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+class _Batches(Dataset[Any]):
+    """Batches by their number: which rows, the rows, and what they are collated to."""
+
+    def __init__(self, rows: Any, numbers: Sequence[npt.NDArray[np.int64]], collate: Collate) -> None:
+        self.rows, self.numbers, self.collate = rows, numbers, collate
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, at: int) -> tuple[npt.NDArray[np.int64], list[dict[str, Any]], dict[str, torch.Tensor]]:
+        own = self.rows.select(self.numbers[at]).to_list()
+        return self.numbers[at], own, self.collate(own)
 
 
 def save_predictions(path: Path, outputs: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -14,6 +14,25 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
+from potstill.checks import problem
+from potstill.errors import TrainingError
+from potstill.objective import BoundObjective
+
+
+def require_shardable(objective: BoundObjective, version: int) -> None:
+    """Refuse what FSDP of a version can't train.
+
+    Raises:
+        TrainingError: its version 1, which has other modules; a term that keeps a memory, as no rank would hold it whole.
+    """
+    if version != 2:
+        do = "Set fsdp_version: 2 in accelerate's configuration, or train without FSDP"
+        raise TrainingError(problem("Only FSDP's version 2 shards students and teachers", given=version, do=do))
+    if objective.needs_rows:
+        names = ", ".join(term.name for term in objective.terms if term.memory is not None)
+        do = "Train without FSDP, or leave the term out"
+        raise TrainingError(problem("Under FSDP no term can keep a memory of the rows", given=names, do=do))
+
 
 def shard(model: PreTrainedModel, **options: Any) -> None:
     """Spread a model over the ranks, in place: each of its layers by itself, then what is left.

@@ -4,12 +4,10 @@ import copy
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from multiprocessing import get_all_start_methods, get_start_method
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from potstill import ranks
+from potstill.data.ahead import loader_workers
 from potstill.knowledge import ModelShape, describe
 from potstill.objective import Objective
 from potstill.tasks.base import Rows, Task
@@ -38,8 +37,6 @@ from potstill.training.settings import TrainSettings
 from potstill.training.trainer import DistillationTrainer, Evaluator
 
 LOGS = 100  # points of a learning curve
-MOST_WORKERS = 8  # that read images for one rank
-SHARED_MEMORY, MEMORY_OF_A_WORKER = Path("/dev/shm"), 250_000_000  # two batches of 32 images of 512 x 640 in float32
 Progress = Callable[[int, int, float | None], None]  # step, of how many, loss
 
 
@@ -189,22 +186,6 @@ def rate_of(settings: TrainSettings, shape: ModelShape) -> float:
     return settings.rate(shape.width if shape.layers else 0)
 
 
-def loader_workers(task: Task) -> int:
-    """Processes that read images ahead while an accelerator computes: decoding and augmenting would keep it waiting.
-
-    None for texts, which are encoded beforehand; none where a processor trains, which has no cores to spare; none where
-    processes don't begin as a copy of this one (fork), since tasks hold what can't be sent to another; and no more
-    than there is shared memory for, through which they hand over their batches (containers often have 64 MB).
-    """
-    if "image" not in task.columns or not torch.accelerator.is_available():
-        return 0
-    if (get_start_method(allow_none=True) or get_all_start_methods()[0]) != "fork" or not SHARED_MEMORY.is_dir():
-        return 0
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    room = shutil.disk_usage(SHARED_MEMORY).free // (beside * MEMORY_OF_A_WORKER)
-    return min(MOST_WORKERS, room, max(1, len(os.sched_getaffinity(0)) // beside - 1))
-
-
 def training_arguments(
     settings: TrainSettings, student: PreTrainedModel, lesson: Lesson, folder: Path, *, bfloat16: bool, seed: int
 ) -> TrainingArguments:
@@ -237,7 +218,7 @@ def training_arguments(
         disable_tqdm=True,
         report_to="none",
         dataloader_pin_memory=torch.cuda.is_available(),
-        dataloader_num_workers=loader_workers(lesson.task),
+        dataloader_num_workers=loader_workers(lesson.task.columns),
     )
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
@@ -32,6 +32,7 @@ from potstill import ranks
 from potstill.augment.image import VIEW
 from potstill.cache import CachedCollator, CachedTeacher
 from potstill.checks import problem
+from potstill.data.ahead import handing_back
 from potstill.errors import PotstillError, TrainingError
 from potstill.objective import Objective, Parts, by_name
 from potstill.tasks.base import Rows, Task
@@ -44,26 +45,11 @@ from potstill.training.embeddings import LazyAdamW, clipped_norm, require_unshar
 from potstill.training.masks import masks_without_waiting
 from potstill.training.parallel import parallel_arguments
 from potstill.training.sampler import LengthGroupedSampler, SharedBatches
-from potstill.training.sharding import all_finite, root_gathered, shard
+from potstill.training.sharding import all_finite, require_shardable, root_gathered, shard
 from potstill.training.views import FreshViews
 
 RANK_SEEDS = 1_000_003
 Evaluator = Callable[[PreTrainedModel], Mapping[str, float]]
-
-
-def handing_back(collate: Callable[[Sequence[Any]], Any]) -> Callable[[Sequence[Any]], Any]:
-    """A collator that gives an error of ours in a batch's place where a process beside the training makes the batches:
-    raised there, it would arrive as the text of a traceback."""
-
-    def made(rows: Sequence[Any]) -> Any:
-        try:
-            return collate(rows)
-        except PotstillError as error:
-            if get_worker_info() is None:
-                raise
-            return error
-
-    return made
 
 
 class DistillationTrainer(Trainer):
@@ -176,14 +162,7 @@ class DistillationTrainer(Trainer):
     def _shard_teachers(self) -> None:
         """Spread the teachers over the ranks, as accelerate spreads what trains once training begins."""
         plugin = self.accelerator.state.fsdp_plugin
-        if plugin.fsdp_version != 2 or self.distiller.objective.needs_rows:
-            raise TrainingError(
-                problem(
-                    "Under FSDP students and teachers are sharded by its version 2, and no term keeps a memory",
-                    given=f"version {plugin.fsdp_version}",
-                    do="Set fsdp_version: 2 in accelerate's configuration, or train without FSDP",
-                )
-            )
+        require_shardable(self.distiller.objective, plugin.fsdp_version)
         for teacher in self.distiller.teachers.values():
             shard(teacher, offload_policy=plugin.cpu_offload)
 
