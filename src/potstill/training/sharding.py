@@ -23,7 +23,7 @@ def require_shardable(objective: BoundObjective, version: int) -> None:
     """Refuse what FSDP of a version can't train.
 
     Raises:
-        TrainingError: its version 1, which has other modules; a term that keeps a memory, as no rank would hold it whole.
+        TrainingError: its version 1, which has other modules; a term that keeps a memory, which no rank holds whole.
     """
     if version != 2:
         do = "Set fsdp_version: 2 in accelerate's configuration, or train without FSDP"
