@@ -229,7 +229,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ComparisonOut
     folder, told = tmp_path_factory.mktemp("compare"), Told()
     recipe = base(folder)
     vary = [f"distill=own,{folder / 'two.yaml'}"]
-    return folder, compare(recipe, vary, folder / "out", overrides=["evaluate.seeds=2"], progress=told), told
+    overrides = ["evaluate.seeds=2", "cache.use=always"]
+    return folder, compare(recipe, vary, folder / "out", overrides=overrides, progress=told), told
 
 
 def trained(folder: Path) -> dict[str, float]:
@@ -262,6 +263,16 @@ def test_the_teacher_is_trained_once(whole: tuple[Path, ComparisonOutcome, Told]
     assert len(seen) == 1
 
 
+def test_the_teacher_is_asked_once_for_all_that_learn_from_it(whole: tuple[Path, ComparisonOutcome, Told]) -> None:
+    kept = {
+        key: json.loads((whole[1].folder / f"cells/{key}/results.json").read_text()).get("kept", {})
+        for key in ("plain", "recipe", "two")
+    }
+    assert not kept["plain"]  # asks no teacher, and does not count
+    assert kept["recipe"]["teacher"]["passes"] == 2 * 2 * 4 / 8  # variants, seeds, steps over those of an epoch
+    assert kept["two"]["teacher"]["rows"] == kept["recipe"]["teacher"]["rows"]
+
+
 def test_a_cell_is_an_ordinary_run(whole: tuple[Path, ComparisonOutcome, Told]) -> None:
     cell = whole[1].folder / "cells" / "two"
     assert (cell / "report.html").exists() and (cell / "student" / "config.json").exists()
@@ -281,7 +292,7 @@ def test_again_nothing_is_trained_and_more_uses_what_is_there(whole: tuple[Path,
     before = trained(outcome.folder)
     recipe = base(folder)
     vary = [f"distill=own,{folder / 'two.yaml'}", "distill.0.terms.0.weight=1,2"]
-    more = compare(recipe, vary, outcome.folder, overrides=["evaluate.seeds=3"])
+    more = compare(recipe, vary, outcome.folder, overrides=["evaluate.seeds=3", "cache.use=always"])
     after = trained(outcome.folder)
     assert {place: after[place] for place in before} == before
     assert len(after) > len(before)

@@ -153,7 +153,7 @@ class _Comparison:
 
     def shared(self, cell: Cell) -> Shared:
         """Where the teachers' knowledge is kept for all cells, and what those ask together that have one teacher."""
-        alike = [asked for key, asked in self.asked.values() if key == self.asked[cell.key][0]]
+        alike = [asked for key, asked in self.asked.values() if key == self.asked[cell.key][0] and asked]
         together: dict[str, Needs] = {}
         for asked in alike:
             together |= {name: needs | together.get(name, needs) for name, needs in asked.items()}
