@@ -20,7 +20,7 @@ from potstill.report.markdown import markdown_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = [ROOT / "docs" / name for name in ("comparison.md",)]
+PAGES = [ROOT / "docs" / name for name in ("comparison.md", "results.md")]
 LEFT_OUT = ("command", "recipe", "seconds")
 BLOCK = re.compile(r"(<!-- tables: ([\w-]+) -->\n).*?(<!-- end of tables -->)", re.DOTALL)
 
@@ -54,6 +54,7 @@ def main() -> None:
     for name, _, folder in (taken.partition("=") for taken in parser.parse_args().take):
         found = json.loads((Path(folder) / "comparison.json").read_text(encoding="utf-8"))
         text = json.dumps(kept(found), indent=1, ensure_ascii=False)
+        text = text.replace(f"{Path(folder).resolve().parent}/", "runs/")  # a model may be named by where it lies
         (RESULTS / f"comparison-{name}.json").write_text(text + "\n", encoding="utf-8")
 
     def written(block: re.Match[str]) -> str:

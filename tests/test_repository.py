@@ -201,9 +201,9 @@ def test_every_family_of_losses_is_documented() -> None:
 
 def test_the_tables_of_the_comparison_are_made_of_its_numbers() -> None:
     tool = runpy.run_path(str(ROOT / "benchmarks" / "comparison.py"))
-    blocks = list(tool["BLOCK"].finditer((ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")))
-    assert blocks
-    for block in blocks:
+    found = {page.name: list(tool["BLOCK"].finditer(page.read_text(encoding="utf-8"))) for page in tool["PAGES"]}
+    assert set(found) == {"comparison.md", "results.md"} and all(found.values())
+    for block in (block for blocks in found.values() for block in blocks):
         file = ROOT / "benchmarks" / "results" / f"comparison-{block[2]}.json"
         made = tool["tables"](json.loads(file.read_text(encoding="utf-8")))
         assert block[0] == f"{block[1]}{made}{block[3]}", block[2]
