@@ -229,8 +229,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ComparisonOut
     folder, told = tmp_path_factory.mktemp("compare"), Told()
     recipe = base(folder)
     vary = [f"distill=own,{folder / 'two.yaml'}"]
-    overrides = ["evaluate.seeds=2", "cache.use=always"]
-    return folder, compare(recipe, vary, folder / "out", overrides=overrides, progress=told), told
+    return folder, compare(recipe, vary, folder / "out", overrides=["evaluate.seeds=2"], progress=told), told
 
 
 def trained(folder: Path) -> dict[str, float]:
@@ -292,7 +291,7 @@ def test_again_nothing_is_trained_and_more_uses_what_is_there(whole: tuple[Path,
     before = trained(outcome.folder)
     recipe = base(folder)
     vary = [f"distill=own,{folder / 'two.yaml'}", "distill.0.terms.0.weight=1,2"]
-    more = compare(recipe, vary, outcome.folder, overrides=["evaluate.seeds=3", "cache.use=always"])
+    more = compare(recipe, vary, outcome.folder, overrides=["evaluate.seeds=3"])
     after = trained(outcome.folder)
     assert {place: after[place] for place in before} == before
     assert len(after) > len(before)
